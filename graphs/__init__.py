@@ -1,0 +1,1 @@
+"""Builders of whole graphs, imported as nanort.graphs."""

@@ -1,0 +1,89 @@
+"""Running a graph in order: tensors checked against what it asks for, then every reference in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from nanort.errors import (
+    ExecutionError,
+    InputDeviceError,
+    InputDtypeError,
+    InputShapeError,
+    MissingInputError,
+    UnknownInputError,
+)
+from nanort.values import Value
+
+if TYPE_CHECKING:
+    from nanort.graph import Graph, Node
+
+KINDS = ("input", "constant", "state")
+
+
+def bind(graph: Graph, tensors: Mapping[str, Any], kinds: tuple[str, ...] = KINDS) -> dict[int, torch.Tensor]:
+    """``tensors`` by root index: all that the graph asks for, nothing else, of the right shape, dtype and device.
+
+    Raises:
+        MissingInputError, UnknownInputError, InputShapeError, InputDtypeError, InputDeviceError
+    """
+    wanted = {root.name: root for root in graph.roots if root.kind in kinds}
+    what = " or ".join(kinds)
+    if missing := [name for name in wanted if name not in tensors]:
+        raise MissingInputError(f"graph {graph.name!r} was not given its {what} {missing}; given were {sorted(tensors)}")
+    if unknown := [name for name in tensors if name not in wanted]:
+        raise UnknownInputError(f"graph {graph.name!r} has no {what} {unknown}: it has {list(wanted)}")
+    for name, root in wanted.items():
+        _check(root, tensors[name])
+    return {root.index: tensors[name] for name, root in wanted.items()}
+
+
+def _check(root: Value, tensor: Any) -> None:
+    if not isinstance(tensor, torch.Tensor):
+        raise InputDtypeError(f"{root.kind} {root!r} was given a {type(tensor).__name__}: give a torch.Tensor")
+    if tuple(tensor.shape) != root.shape:
+        raise InputShapeError(f"{root.kind} {root!r} was given a tensor of shape {list(tensor.shape)}")
+    if tensor.dtype != root.dtype:
+        raise InputDtypeError(f"{root.kind} {root!r} was given {tensor.dtype}: convert it with .to({root.dtype})")
+    if tensor.device.type == "meta" or (root.device == "host" and tensor.device.type != "cpu"):
+        place = "the host" if root.device == "host" else "a device with memory"
+        raise InputDeviceError(f"{root.kind} {root!r} must be on {place}, its tensor is on {tensor.device}")
+
+
+def materialise(value: Value, env: Mapping[int, torch.Tensor]) -> torch.Tensor:
+    """The tensor of ``value``, from the tensors of the roots."""
+    if value.parent is not None:
+        whole = materialise(value.parent, env)
+        if value.how[0] == "reshape":
+            return whole.view(value.how[1])
+        _, dim, start, stop = value.how
+        return whole.narrow(dim, start, stop - start)
+    if value.kind == "join":
+        return torch.cat([materialise(part, env) for part in value.parts])
+    if value.kind == "empty":
+        return torch.empty(value.shape, dtype=value.dtype)
+    return env[value.index]
+
+
+def run_in_order(
+    nodes: Sequence[Node], outputs: Mapping[str, Value], env: dict[int, torch.Tensor], threads: int
+) -> dict[str, torch.Tensor]:
+    """The outputs by running every reference in order on ``threads`` threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for node in nodes:
+            args = [materialise(argument, env) if isinstance(argument, Value) else argument for argument in node.args]
+            try:
+                result = node.op.reference(*args, **node.static)
+            except Exception as error:  # whatever user code raises: chained, with the node's name and line
+                raise ExecutionError(
+                    f"node {node.name} ({node.where}) failed: {error}", node=node.name, where=node.where
+                ) from error
+            results = result if isinstance(result, tuple) else (result,)
+            env.update((value.index, tensor) for value, tensor in zip(node.outputs, results, strict=False))
+        return {name: materialise(value, env) for name, value in outputs.items()}
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,495 @@
+"""Graph: the operator DAG; its edges are derived from the data that operators read and write."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from nanort.demand import Demand
+from nanort.eager import bind, run_in_order
+from nanort.edges import Access, Edges
+from nanort.errors import (
+    REFUSALS,
+    DemandError,
+    DuplicateNameError,
+    ForeignValueError,
+    GraphError,
+    InputDeviceError,
+    LayoutError,
+    NanortError,
+    SealedGraphError,
+    ShapeError,
+)
+from nanort.layout import Layout
+from nanort.operators import Op, Spec, make_op, meta
+from nanort.values import Region, Value
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Node:
+    """One call of an operator.
+
+    Attributes:
+        args, static: the call, Values and literals in order, and keyword-only arguments.
+        preds: ``(node index, reason)`` of what it must run after; the reason is "data", "state" or "after".
+        scope: labels for timelines, ``(("layer", 0),)``.
+        where: the line of user code that made it, ``"model.py:12"``.
+        origin, piece: the node of the uncut graph and the nano-batch that it is a piece of.
+        sms, stream: what an expert pinned it to.
+    """
+
+    index: int
+    name: str
+    op: Op
+    args: tuple[Any, ...]
+    static: dict[str, Any]
+    outputs: tuple[Value, ...]
+    demand: Demand
+    reads: tuple[Access, ...]
+    writes: tuple[Access, ...]
+    preds: tuple[tuple[int, str], ...]
+    scope: tuple[tuple[str, Any], ...]
+    where: str
+    origin: str
+    piece: int
+    sms: tuple[int, int] | None
+    stream: str | None
+
+    def __repr__(self) -> str:
+        inputs = ", ".join(repr(value) for value in self.inputs)
+        results = ", ".join(repr(value) for value in self.outputs)
+        return f"{self.name} = {self.op.name}({inputs}) -> {results or 'nothing'}"
+
+    @property
+    def inputs(self) -> tuple[Value, ...]:
+        """The Values among the arguments."""
+        return tuple(argument for argument in self.args if isinstance(argument, Value))
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """The dtype that its arithmetic runs at: of the first floating-point argument or result."""
+        found = (v.dtype for v in (*self.inputs, *self.outputs) if v.dtype.is_floating_point)
+        return next(found, None)
+
+    @property
+    def span(self) -> tuple[int, int | None]:
+        """The fewest and most SMs it may run on, a pin of the user's counted in."""
+        return self.sms or self.demand.sms
+
+
+class Graph:
+    """An append-only operator DAG, sealed by the first verb that reads it.
+
+    Args:
+        name: what files and timelines call it.
+        layout: the rows of the step, where operators or :meth:`split` need it.
+    """
+
+    def __init__(self, name: str, layout: Layout | None = None) -> None:
+        self.name = name
+        self.layout = layout
+        self.nodes: list[Node] = []
+        self.roots: list[Value] = []
+        self.outputs: dict[str, Value] = {}
+        self.sealed = False
+        self._names: dict[str, Value | int] = {}
+        self._bases: Counter[str] = Counter()
+        self._scope: tuple[tuple[str, Any], ...] = ()
+        self._edges = Edges(self.roots)
+        self._homes: dict[int, list[Value]] = {}  # the joins that a result is part of
+
+    def __str__(self) -> str:
+        kinds = Counter(root.kind for root in self.roots)
+        parts = [f"{kinds[kind]} {kind}s" for kind in ("input", "constant", "state") if kinds[kind]]
+        edges = sum(len(node.preds) for node in self.nodes)
+        return f"Graph {self.name}: {len(self.nodes)} nodes, {edges} edges, {', '.join([*parts, f'{len(self.outputs)} outputs'])}"
+
+    __repr__ = __str__
+
+    # What goes in and out.
+
+    def input(
+        self, name: str, shape: tuple[int, ...], dtype: torch.dtype, *, batch: int | None = None, device: str = "device"
+    ) -> Value:
+        """A tensor given at every run; ``batch`` names the dimension that nano-batches may cut."""
+        if batch is not None and not 0 <= batch < len(shape):
+            raise ShapeError(f"input {name!r} has no dimension batch={batch}: its shape is {list(shape)}")
+        return self._root("input", name, shape, dtype, device, batch)
+
+    def constant(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, *, device: str = "device") -> Value:
+        """A weight: bound once, shared by all nano-batches."""
+        return self._root("constant", name, shape, dtype, device)
+
+    def state(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, *, device: str = "device") -> Value:
+        """A tensor that outlives a run and that operators change in place, such as a paged KV cache."""
+        return self._root("state", name, shape, dtype, device)
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype, device: str = "device") -> Value:
+        """A value without elements, which needs no node to make it."""
+        if 0 not in shape:
+            raise ShapeError(f"a value of shape {list(shape)} has elements: an operator must make it")
+        return self._root("empty", "", shape, dtype, device)
+
+    def output(self, **values: Value) -> None:
+        """Names the values that a run returns."""
+        for name, value in values.items():
+            self._own(value, f"output {name!r}")
+            if name in self.outputs:
+                raise DuplicateNameError(f"the graph already has an output {name!r}: choose another name")
+            self._open()
+            self.outputs[name] = value
+
+    @contextmanager
+    def scope(self, **labels: Any) -> Iterator[None]:
+        """Labels the nodes made inside, for names and timelines: ``with g.scope(layer=0)``."""
+        outer = self._scope
+        self._scope = (*outer, *labels.items())
+        try:
+            yield
+        finally:
+            self._scope = outer
+
+    # Rows.
+
+    def split(self, value: Value) -> tuple[Value, Value]:
+        """The decode rows and the prefill rows of ``value``, as views; the layout says where they part."""
+        self._own(value, "split")
+        if self.layout is None:
+            raise LayoutError(f"split({value!r}) needs to know the rows: make the graph with layout=nr.Layout(...)")
+        decode, rows = self.layout.decode, self.layout.rows
+        if not value.shape or value.shape[0] != rows:
+            raise ShapeError(f"split({value!r}): the layout has {rows} rows, so dimension 0 must be {rows}")
+        return value.narrow(0, 0, decode, "decode"), value.narrow(0, decode, rows, "prefill")
+
+    def join(self, *values: Value) -> Value:
+        """The rows of ``values`` one after the other, in one buffer that its parts are written into."""
+        for value in values:
+            self._own(value, "join")
+        if len({(value.shape[1:], value.dtype) for value in values}) != 1:
+            raise ShapeError(f"join({', '.join(map(repr, values))}): all but dimension 0 must agree")
+        parts = [part for value in values for part in (value.parts or (value,)) if part.shape[0]]
+        if len(parts) <= 1:
+            return parts[0] if parts else values[0]
+        if (adjacent := self._adjacent(parts)) is not None:
+            return adjacent
+        owned = tuple(part if self._joinable(part, parts) else self.call(COPY, part) for part in parts)
+        shape = (sum(part.shape[0] for part in owned), *owned[0].shape[1:])
+        joined = self._root("join", "", shape, owned[0].dtype, owned[0].device, parts=owned)
+        for part in owned:
+            self._homes.setdefault(part.index, []).append(joined)
+        return joined
+
+    def _adjacent(self, parts: list[Value]) -> Value | None:
+        """The view that ``parts`` are consecutive rows of, if they are."""
+        first = parts[0]
+        if any(part.parent is not first.parent or part.parent is None or part.how[1] != 0 for part in parts):
+            return None
+        if any(part.how[0] == "reshape" for part in parts):
+            return None
+        if any(a.how[3] != b.how[2] for a, b in zip(parts, parts[1:], strict=False)):
+            return None
+        parent = first.parent
+        assert parent is not None
+        return parent.narrow(0, first.how[2], parts[-1].how[3])
+
+    def _joinable(self, part: Value, parts: list[Value]) -> bool:
+        """Whether ``part`` can live in the join's buffer: a fresh result, at home nowhere but in nested joins."""
+        indices = [p.index for p in parts]
+        if part.kind != "node" or part.shape[0] == 0 or indices.count(part.index) > 1:
+            return False
+        if part.index in self._edges.changed:
+            return False
+        return all(_nested([p.index for p in home.parts], indices) for home in self._homes.get(part.index, ()))
+
+    # Calls.
+
+    def call(
+        self,
+        function: Callable[..., Any],
+        *args: Any,
+        demand: Demand | Callable[..., Demand] | None = None,
+        name: str | None = None,
+        axes: str = "infer",
+        example: Any = None,
+        sms: tuple[int, int] | None = None,
+        stream: str | None = None,
+        after: tuple[Value | str, ...] = (),
+        **static: Any,
+    ) -> Any:
+        """A node that calls ``function`` (an operator, or any torch function with ``demand=`` declared here).
+
+        Args:
+            args: Values and literals; what is not positional is static.
+            axes, example: how the batch flows, or arguments on which nano_batch may try it (see nr.Op).
+            sms, stream: pins for experts: the SMs it may hold, the stream it must run on.
+            after: values or node names that must be done before, where no data says so.
+
+        Returns:
+            A Value, a tuple of Values, or None, as the reference returns.
+        """
+        where = _where()
+        if isinstance(function, Op):
+            op = function if demand is None else replace(function, demand=demand)
+        elif demand is None:
+            raise DemandError(
+                f"{where}: g.call({getattr(function, '__name__', function)}) has no demand: give demand=nr.Demand(...)"
+            )
+        else:
+            op = make_op(function, demand=demand, axes=axes, example=example)
+        return self.apply(op, args, static, name=name, where=where, sms=sms, stream=stream, after=after)
+
+    def apply(
+        self,
+        op: Op,
+        args: tuple[Any, ...],
+        static: dict[str, Any],
+        *,
+        name: str | None = None,
+        where: str = "",
+        sms: tuple[int, int] | None = None,
+        stream: str | None = None,
+        after: tuple[Value | str, ...] = (),
+        demand: Demand | None = None,
+        scope: tuple[tuple[str, Any], ...] | None = None,
+        origin: str = "",
+        piece: int = 0,
+    ) -> Any:
+        """What :meth:`call` and the passes build on: one node, its demand and its edges; with ``origin=``, ``name`` is whole."""
+        self._open()
+        for position, argument in enumerate(args):
+            if isinstance(argument, Value):
+                self._own(argument, f"argument {position} of {op.name}")
+        if misplaced := [key for key, argument in static.items() if isinstance(argument, Value)]:
+            raise GraphError(f"{where}: {op.name} takes tensors by position, {misplaced} came by keyword")
+        if op.takes_layout and static.get("layout") is None:
+            static = {**static, "layout": self.layout}
+        specs, found, single = self._inferred(op, args, static, where)
+        demand = demand or found
+        inputs = [argument for argument in args if isinstance(argument, Value)]
+        if any(0 in value.shape for value in inputs) and all(0 in shape for shape, _ in specs):
+            outputs = tuple(self._root("empty", "", shape, dtype, op.to) for shape, dtype in specs)
+            return outputs[0] if single else outputs or None
+        index, scope = len(self.nodes), self._scope if scope is None else scope
+        called = self._claim(name, op.name, () if origin else scope, where)
+        self._names[called] = index
+        outputs = tuple(
+            self._root("node", called if single else f"{called}:{k}", shape, dtype, op.to, node=index)
+            for k, (shape, dtype) in enumerate(specs)
+        )
+        reads, writes = self._accesses(op, args, static, where)
+        pinned = {other for pin in after for other in self._pinned(pin, where)}
+        preds = self._edges.derive(index, reads, writes, pinned)
+        node = Node(
+            index, called, op, args, static, outputs, demand, reads, writes, preds, scope, where, origin or called, piece,
+            sms, stream,
+        )  # fmt: skip  # positional on purpose: 100,000 of these are made
+        self.nodes.append(node)
+        return outputs[0] if single else outputs or None
+
+    def _inferred(
+        self, op: Op, args: tuple[Any, ...], static: dict[str, Any], where: str
+    ) -> tuple[tuple[Spec, ...], Demand, bool]:
+        key = tuple((a.shape, a.dtype) if isinstance(a, Value) else (_Literal, type(a), a) for a in args)
+        statics = tuple(static.items())
+        try:
+            try:
+                hash((key, statics))
+            except TypeError:  # a list among the literals: infer without the cache
+                return _infer.__wrapped__(op, key, statics)
+            return _infer(op, key, statics)
+        except NanortError as error:
+            raise type(error)(f"{where}: {op.name}: {error}") from error
+        except REFUSALS as error:
+            shown = ", ".join(repr(argument) for argument in args)
+            raise ShapeError(f"{where}: {op.name}({shown}) is refused by its reference: {error}") from error
+
+    def _accesses(
+        self, op: Op, args: tuple[Any, ...], static: dict[str, Any], where: str
+    ) -> tuple[tuple[Access, ...], tuple[Access, ...]]:
+        reads, writes = [], []
+        for position, value in enumerate(args):
+            if not isinstance(value, Value):
+                continue
+            region = value.region
+            if (rule := op.cells.get(position)) is not None:
+                layout = static.get("layout") or self.layout
+                if layout is None:
+                    raise LayoutError(f"{where}: {op.name} needs a layout: make the graph with layout=nr.Layout(...)")
+                region = Region(cells=rule(layout, **{k: v for k, v in static.items() if k != "layout"}))
+            if position in op.writes:
+                root = value.root
+                if root.kind not in ("state", "node"):
+                    raise GraphError(
+                        f"{where}: {op.name} changes {value!r} in place, which is {root.kind}: only states and results "
+                        f"of operators can be changed"
+                    )
+                if root.index in self._homes:
+                    raise GraphError(f"{where}: {op.name} changes {value!r}, a part of a join, in place: change it before")
+                self._edges.changed.add(root.index)
+                writes.append(Access(root.index, region))
+            else:
+                reads.append(Access(value.index, region))
+        return tuple(reads), tuple(writes)
+
+    def _pinned(self, pin: Value | str, where: str) -> Iterator[int]:
+        if isinstance(pin, Value):
+            self._own(pin, "after=")
+            yield from {part.node for part in (pin.root.parts or (pin.root,)) if part.node >= 0}
+        elif isinstance(found := self._names.get(pin), int):
+            yield found
+        else:
+            raise GraphError(f"{where}: after={pin!r} names no node of graph {self.name!r} made so far")
+
+    def eager(self, threads: int = 1, **tensors: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The outputs by running every reference in order on ``threads`` threads; states are changed in place.
+
+        Raises:
+            MissingInputError, UnknownInputError, InputShapeError, InputDtypeError, InputDeviceError
+        """
+        self.seal()
+        return run_in_order(self.nodes, self.outputs, bind(self, tensors), threads)
+
+    # Identity.
+
+    def seal(self) -> Graph:
+        """Closes the graph; verbs call it."""
+        self.sealed = True
+        return self
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of the operators, shapes, arguments and layout: equal graphs have equal ones, in every process."""
+        digest = hashlib.sha256(f"{self.name}|{self.layout!r}".encode())
+        for root in self.roots:
+            parts = ",".join(str(part.index) for part in root.parts)
+            digest.update(f"|{root.kind} {root.name} {root.shape} {root.dtype} {root.batch} {root.device} {parts}".encode())
+        for node in self.nodes:
+            args = ",".join(_identity(argument) for argument in node.args)
+            static = ",".join(f"{key}={argument!r}" for key, argument in node.static.items())
+            digest.update(f"|{node.name} {node.op.name}({args};{static}) {node.demand!r} {node.preds} {node.span}".encode())
+        digest.update(repr([(name, _identity(value)) for name, value in self.outputs.items()]).encode())
+        return digest.hexdigest()
+
+    def to_networkx(self) -> Any:
+        """The DAG as a networkx.DiGraph: nodes are names with ``op`` and ``demand``, edges carry ``reason``."""
+        import networkx
+
+        digraph = networkx.DiGraph(name=self.name)
+        for node in self.nodes:
+            digraph.add_node(node.name, op=node.op.name, demand=node.demand)
+            digraph.add_edges_from((self.nodes[pred].name, node.name, {"reason": reason}) for pred, reason in node.preds)
+        return digraph
+
+    # Book-keeping.
+
+    def _root(
+        self,
+        kind: str,
+        name: str,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        device: str,
+        batch: int | None = None,
+        parts: tuple[Value, ...] = (),
+        node: int = -1,
+    ) -> Value:
+        self._open()
+        index = len(self.roots)
+        if kind in ("input", "constant", "state"):
+            if name in self._names:
+                raise DuplicateNameError(f"graph {self.name!r} already has a {name!r}: names are used once")
+            if device not in ("device", "host"):
+                raise InputDeviceError(f"{kind} {name!r}: device={device!r} must be 'device' or 'host'")
+            if any(not isinstance(size, int) or size < 0 for size in shape):
+                raise ShapeError(f"{kind} {name!r}: sizes are whole numbers, zero or more, got {list(shape)}")
+        value = Value(self, name or f"{kind}{index}", tuple(shape), dtype, kind, index, device, batch, node, parts)
+        if kind in ("input", "constant", "state"):
+            self._names[name] = value
+        self.roots.append(value)
+        return value
+
+    def _claim(self, name: str | None, op: str, scope: tuple[tuple[str, Any], ...], where: str) -> str:
+        """The node's name: the scope's labels, then the given name, or the operator's with a number where it repeats."""
+        base = ".".join([*(f"{key}{label}" for key, label in scope), name or op])
+        if base not in self._names:
+            return base
+        if name is not None:
+            raise DuplicateNameError(f"{where}: graph {self.name!r} already has a {base!r}: names are used once")
+        while True:
+            self._bases[base] += 1
+            if (numbered := f"{base}.{self._bases[base]}") not in self._names:
+                return numbered
+
+    def _own(self, value: Any, what: str) -> None:
+        if not isinstance(value, Value):
+            raise GraphError(f"{what} of graph {self.name!r} must be a Value, got {type(value).__name__}")
+        if value.graph is not self:
+            raise ForeignValueError(
+                f"{what}: {value!r} belongs to graph {value.graph.name!r}, not to {self.name!r}: use values of one graph"
+            )
+
+    def _open(self) -> None:
+        if self.sealed:
+            raise SealedGraphError(f"graph {self.name!r} was already scheduled, cut or run: build a new one to change it")
+
+
+class _Literal:
+    """Marks a literal in a cache key, so that no shape is taken for one."""
+
+
+@lru_cache(maxsize=1 << 16)
+def _infer(
+    op: Op, key: tuple[Any, ...], statics: tuple[tuple[str, Any], ...]
+) -> tuple[tuple[Spec, ...], Demand, bool]:
+    """Shapes and dtypes of the results, the demand, and whether there is exactly one result."""
+    static = dict(statics)
+    args = tuple(part[2] if part[0] is _Literal else meta(*part) for part in key)
+    out = op.outputs(args, static)
+    specs = tuple((tuple(tensor.shape), tensor.dtype) for tensor in out)
+    return specs, op.work(args, out, static), len(out) == 1
+
+
+def _nested(one: list[int], other: list[int]) -> bool:
+    """Whether one list is a run of consecutive items of the other."""
+    short, long = sorted((one, other), key=len)
+    return any(long[at : at + len(short)] == short for at in range(len(long) - len(short) + 1))
+
+
+def _identity(argument: Any) -> str:
+    if not isinstance(argument, Value):
+        return repr(argument)
+    return f"%{argument.index}" if argument.view is None else f"%{argument.index}{argument.shape}{argument.view!r}"
+
+
+@lru_cache(maxsize=1 << 10)
+def _short(path: str) -> str:
+    near = os.path.relpath(path)
+    return os.path.basename(path) if near.startswith("..") else near
+
+
+def _where() -> str:
+    """The innermost line outside nanort's own machinery, as ``file.py:12``."""
+    frame = sys._getframe(2)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_MACHINERY):
+        frame = frame.f_back
+    return f"{_short(frame.f_code.co_filename)}:{frame.f_lineno}"
+
+
+_MACHINERY = ("nanort.graph", "nanort.operators", "nanort.ops")
+
+COPY = make_op(
+    torch.clone,
+    name="copy",
+    demand=lambda x, out: Demand(hbm_bytes=x.nbytes + out.nbytes),
+    axes="rows",
+    example=(torch.arange(12.0).reshape(6, 2),),
+)

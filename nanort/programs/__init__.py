@@ -1,0 +1,1 @@
+"""What is launched: a schedule as a flat list of launches, copies, records and waits."""

@@ -1,0 +1,157 @@
+"""GGUF files in Hugging Face's words: config keys, tensor names, and rows in the order that its rope expects."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from nanort.errors import FileError, TruncatedFileError, UnsupportedModelError, WeightDtypeError
+
+_MODULES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+_LAYER_MODULES = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+
+
+def demo_package(name: str) -> Any:
+    """A module of the extra ``demo``, imported now; where it is absent, an error that says how to get it."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name.partition(".")[0]:
+            raise
+        raise FileError(f"the package {error.name} is not installed: pip install 'nanort[demo]'") from error
+
+
+class GGUFFile:
+    """A GGUF file of the Llama architecture, mapped: its metadata, ``config`` and ``names`` at once, tensors on demand.
+
+    ``metadata`` is the file's own; ``config`` has the keys of config.json, ``names`` a shape and dtype for each tensor.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        reader = _reader(path)
+        try:
+            self.metadata: dict[str, Any] = {key: field.contents() for key, field in reader.fields.items()}
+        except ValueError as error:
+            raise TruncatedFileError(f"{path} holds text that is not UTF-8 ({error}): download it again") from error
+        if self.metadata.get("general.architecture") != "llama":
+            raise UnsupportedModelError(
+                f"{path} is of the architecture {self.metadata.get('general.architecture')!r}: only 'llama' is read"
+            )
+        self._tensors = {_hf_name(tensor.name, path): tensor for tensor in reader.tensors}
+        self.names = {name: (_shape(tensor), _dtype(tensor, path)) for name, tensor in self._tensors.items()}
+        self.config = self._config()
+
+    def read(self, name: str) -> torch.Tensor:
+        """The tensor ``name``, dequantised (quantised kinds to float32), its rows in the order of ``rotate_half``."""
+        tensor = self._tensors[name]
+        if tensor.data.dtype == np.uint8:
+            weight = torch.from_numpy(demo_package("gguf").dequantize(tensor.data, tensor.tensor_type))
+        else:
+            weight = torch.from_numpy(np.array(tensor.data))
+        if ".q_proj." in name:
+            return _rotate_half_rows(weight, self.config["num_attention_heads"])
+        if ".k_proj." in name:
+            return _rotate_half_rows(weight, self.config["num_key_value_heads"])
+        return weight
+
+    def _config(self) -> dict[str, Any]:
+        scaling = self.metadata.get("llama.rope.scaling.type", "none")
+        if scaling != "none":
+            raise UnsupportedModelError(f"{self.path} scales its rope ({scaling}): only plain rope is read from GGUF")
+        heads = self._need("llama.attention.head_count")
+        hidden_size = self._need("llama.embedding_length")
+        embedding = self.names.get("model.embed_tokens.weight")
+        if embedding is None:
+            raise TruncatedFileError(f"{self.path} has no token_embd.weight: a language model's file has one")
+        return {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "hidden_act": "silu",
+            "hidden_size": hidden_size,
+            "intermediate_size": self._need("llama.feed_forward_length"),
+            "num_hidden_layers": self._need("llama.block_count"),
+            "num_attention_heads": heads,
+            "num_key_value_heads": self.metadata.get("llama.attention.head_count_kv", heads),
+            "head_dim": self.metadata.get("llama.attention.key_length", hidden_size // heads),
+            "vocab_size": embedding[0][0],
+            "rms_norm_eps": self._need("llama.attention.layer_norm_rms_epsilon"),
+            "rope_theta": self.metadata.get("llama.rope.freq_base", 10000.0),
+            "max_position_embeddings": self._need("llama.context_length"),
+            "tie_word_embeddings": "lm_head.weight" not in self.names,
+            "bos_token_id": self.metadata.get("tokenizer.ggml.bos_token_id"),
+            "eos_token_id": self.metadata.get("tokenizer.ggml.eos_token_id"),
+        }
+
+    def _need(self, key: str) -> Any:
+        if not self.metadata.get(key):
+            raise TruncatedFileError(f"{self.path} does not state {key}, which a Llama's file must: convert it again")
+        return self.metadata[key]
+
+
+def _reader(path: Path) -> Any:
+    """The gguf package's reader of ``path``, or a TruncatedFileError."""
+    base = demo_package("gguf").GGUFReader
+
+    class Bounded(base):  # type: ignore[misc, valid-type]
+        # Past the file's end numpy slices come back short instead of failing, so a damaged count would loop for hours.
+        def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
+            part = super()._get(offset, dtype, count, override_order)
+            if part.size < int(count):
+                raise IndexError(f"it ends at byte {self.data.size}, before byte {offset} + {count} x {part.itemsize}")
+            return part
+
+    try:
+        reader = Bounded(path)
+    except (ValueError, IndexError, KeyError, OverflowError) as error:
+        raise TruncatedFileError(f"{path} is not a whole GGUF file ({error}): download it again") from error
+    if reader.byte_order == "S":
+        raise FileError(f"{path} was written for a machine of the other byte order: convert it again on this one")
+    return reader
+
+
+def _hf_name(name: str, path: Path) -> str:
+    layer = re.match(r"blk\.(\d+)\.", name)
+    module, _, kind = name[layer.end() if layer else 0 :].rpartition(".")
+    known = _LAYER_MODULES if layer else _MODULES
+    if module not in known:
+        raise UnsupportedModelError(f"{path} holds {name}, for which a plain Llama has no place: nanort cannot use it")
+    return f"model.layers.{layer[1]}.{known[module]}.{kind}" if layer else f"{known[module]}.{kind}"
+
+
+def _shape(tensor: Any) -> tuple[int, ...]:
+    return tuple(reversed(tensor.shape.tolist()))
+
+
+def _dtype(tensor: Any, path: Path) -> torch.dtype:
+    """The dtype that reading ``tensor`` gives, known without reading it."""
+    if tensor.data.dtype != np.uint8:
+        dtype: torch.dtype = getattr(torch, tensor.data.dtype.name)
+        return dtype
+    gguf = demo_package("gguf")
+    _, block_bytes = gguf.GGML_QUANT_SIZES[tensor.tensor_type]
+    try:
+        gguf.dequantize(np.zeros((1, block_bytes), np.uint8), tensor.tensor_type)
+    except NotImplementedError as error:
+        raise WeightDtypeError(f"{path} holds {tensor.name} as {tensor.tensor_type.name}: {error}") from error
+    return torch.float32
+
+
+def _rotate_half_rows(weight: torch.Tensor, heads: int) -> torch.Tensor:
+    """Each head's rows from GGUF's order, where rope pairs neighbours, to the one where pairs are half a head apart."""
+    return weight.reshape(heads, -1, 2, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)

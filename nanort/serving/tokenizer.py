@@ -1,0 +1,254 @@
+"""Text to token ids and back, from the file that holds the weights or its folder; streams of whole characters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+from nanort.errors import FileError, RequestError, TruncatedFileError, UnsupportedModelError
+from nanort.serving.gguf import GGUFFile, demo_package
+from nanort.serving.weights import read_json
+
+_CONTROL, _USER_DEFINED = 3, 4  # token types of GGUF
+
+
+class Stream:
+    """The text of one reply as its tokens arrive: ``push`` holds a character back until all of its bytes are there."""
+
+    def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
+        self._decode = decode
+        self._ids: list[int] = []
+        self._clean = 0  # ids that ended on a whole character; they stay as the context that some decoders need
+        self._shown = 0  # characters of the decoded ids that were given out
+
+    def push(self, token_id: int) -> str:
+        """The text that ``token_id`` completes, often one word, sometimes nothing."""
+        self._ids.append(token_id)
+        if self._decode(self._ids).endswith("\N{REPLACEMENT CHARACTER}"):
+            return ""
+        return self.rest()
+
+    def rest(self) -> str:
+        """What is still held back: after the last token, the bytes that never became a character."""
+        text = self._decode(self._ids)[self._shown :]
+        del self._ids[: self._clean]
+        self._clean = len(self._ids)
+        self._shown = len(self._decode(self._ids))
+        return text
+
+
+class Tokenizer:
+    """A model's own tokenizer and chat template; ``Tokenizer.of(path)`` finds both beside the weights."""
+
+    def __init__(
+        self, backend: Any, *, eos_ids: frozenset[int], chat_template: str | None, special_names: Mapping[str, str]
+    ) -> None:
+        self.eos_ids = eos_ids
+        self.vocab_size: int = backend.get_vocab_size()
+        self._backend = backend
+        # A twin that reads special tokens as plain text: switching one backend to and fro would not be thread-safe.
+        self._plain = type(backend).from_str(backend.to_str())
+        self._plain.encode_special_tokens = True
+        self._specials = [token.content for token in backend.get_added_tokens_decoder().values() if token.special]
+        self._chat_template = chat_template
+        self._special_names = special_names
+
+    @classmethod
+    def of(cls, path: Path | str) -> Tokenizer:
+        """The tokenizer inside a .gguf file, or that of a folder's tokenizer.json."""
+        path = Path(path)
+        return _of_folder(path) if path.is_dir() else _of_gguf(path)
+
+    def encode(self, text: str, *, special: bool = False) -> list[int]:
+        """The ids of ``text``.
+
+        As it stands, ``text`` is somebody's: it never becomes special tokens, and the model's own beginning (a BOS, if
+        it has one) is put before it. ``special=True`` is for a finished prompt from ``chat``: its special tokens are
+        read as such and nothing is added.
+        """
+        with _whole_characters():
+            text.encode()
+        if special:
+            ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        else:
+            ids = self._plain.encode(text).ids
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ``ids`` for a reader: special tokens are left out."""
+        text: str = self._backend.decode(ids, skip_special_tokens=True)
+        return text
+
+    def stream(self) -> Stream:
+        """A new Stream of one reply."""
+        return Stream(self.decode)
+
+    def chat(self, messages: list[dict[str, str]]) -> str:
+        """The prompt that asks for the next reply to ``messages``; encode it with ``special=True``."""
+        if self._chat_template is None:
+            raise RequestError("this model has no chat template: send a plain prompt, or serve an instruct model")
+        _check_messages(messages, self._specials)
+        jinja2, sandbox = demo_package("jinja2"), demo_package("jinja2.sandbox")
+
+        def raise_exception(message: str) -> NoReturn:
+            raise jinja2.TemplateError(message)
+
+        # The template came with the weights: the sandbox keeps it from anything but text.
+        environment = sandbox.ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
+        environment.globals["raise_exception"] = raise_exception
+        try:
+            template = environment.from_string(self._chat_template)
+            prompt: str = template.render(messages=messages, add_generation_prompt=True, **self._special_names)
+        except jinja2.TemplateError as error:
+            raise RequestError(f"the model's chat template refuses these messages: {error}") from error
+        return prompt
+
+
+class ByteTokenizer:
+    """A tokenizer for models without one: a token is a byte, and 256 ends a reply.
+
+    >>> ByteTokenizer().encode("hé")
+    [104, 195, 169]
+    """
+
+    vocab_size = 257
+    eos_ids = frozenset({256})
+
+    def encode(self, text: str, *, special: bool = False) -> list[int]:
+        """The UTF-8 bytes of ``text``; no text is special here."""
+        with _whole_characters():
+            return list(text.encode())
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ``ids``; bytes that are no UTF-8 become U+FFFD, ids that are no bytes nothing."""
+        return bytes(token_id for token_id in ids if token_id < 256).decode(errors="replace")
+
+    def stream(self) -> Stream:
+        """A new Stream of one reply."""
+        return Stream(self.decode)
+
+    def chat(self, messages: list[dict[str, str]]) -> str:
+        """The messages a line each, then the start of a reply."""
+        _check_messages(messages, ())
+        return "".join(f"{message['role']}: {message['content']}\n" for message in messages) + "assistant: "
+
+
+def _of_gguf(path: Path) -> Tokenizer:
+    if not path.is_file():
+        raise FileError(f"there is no tokenizer at {path}: give a .gguf file, or a folder with tokenizer.json")
+    metadata = GGUFFile(path).metadata
+    kind = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre")
+    if kind != ("gpt2", "smollm"):
+        raise UnsupportedModelError(
+            f"{path} has a tokenizer of the kind {kind}: only ('gpt2', 'smollm') is read from GGUF; "
+            "for others, give the model's folder with its tokenizer.json"
+        )
+    backend = _byte_level_bpe(path, metadata)
+    ids = {
+        name: metadata[key] for name in ("bos", "eos", "eot") if (key := f"tokenizer.ggml.{name}_token_id") in metadata
+    }
+    names = {f"{name}_token": backend.id_to_token(token_id) for name, token_id in ids.items()}
+    if metadata.get("tokenizer.ggml.add_bos_token") and "bos" in ids:
+        backend.post_processor = demo_package("tokenizers.processors").TemplateProcessing(
+            single=[names["bos_token"], "$A"], special_tokens=[(names["bos_token"], ids["bos"])]
+        )
+    eos_ids = frozenset(ids[name] for name in ("eos", "eot") if name in ids)
+    return Tokenizer(
+        backend, eos_ids=eos_ids, chat_template=metadata.get("tokenizer.chat_template"), special_names=names
+    )
+
+
+def _byte_level_bpe(path: Path, metadata: Mapping[str, Any]) -> Any:
+    """GPT-2's byte-level BPE, but each digit stands alone, as ``smollm`` says."""
+    tokenizers = demo_package("tokenizers")
+    if absent := [key for key in ("tokens", "merges", "token_type") if f"tokenizer.ggml.{key}" not in metadata]:
+        raise TruncatedFileError(f"{path} does not state its tokenizer's {', '.join(absent)}: convert it again")
+    tokens, types = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
+    vocab = {token: token_id for token_id, token in enumerate(tokens)}
+    merges = [tuple(merge.split(" ")) for merge in metadata["tokenizer.ggml.merges"]]
+    with _described_by(path):
+        backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocab, merges=merges))
+    # Digits come first, so the blanks before one stay together ("\n\n1"); transformers 5.23 forgets this for GGUF.
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
+        [
+            tokenizers.pre_tokenizers.Digits(individual_digits=True),
+            tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    backend.add_tokens(
+        [
+            tokenizers.AddedToken(token, special=kind == _CONTROL, normalized=False)
+            for token, kind in zip(tokens, types, strict=False)
+            if kind in (_CONTROL, _USER_DEFINED)
+        ]
+    )
+    return backend
+
+
+def _of_folder(folder: Path) -> Tokenizer:
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise FileError(f"there is no tokenizer.json in {folder}: sentencepiece's tokenizer.model alone is not read")
+    tokenizers = demo_package("tokenizers")
+    with _described_by(path):
+        backend = tokenizers.Tokenizer.from_file(str(path))
+    config = _optional_json(folder / "tokenizer_config.json")
+    named = {name: config.get(name) for name in ("bos_token", "eos_token")}
+    names = {name: token["content"] if isinstance(token, dict) else token for name, token in named.items() if token}
+    eos = _optional_json(folder / "generation_config.json").get("eos_token_id")
+    if eos is None:
+        eos = _optional_json(folder / "config.json").get("eos_token_id")
+    if eos is None and "eos_token" in names:
+        eos = backend.token_to_id(names["eos_token"])
+    eos_ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
+    return Tokenizer(
+        backend, eos_ids=frozenset(eos_ids), chat_template=_chat_template(folder, config), special_names=names
+    )
+
+
+def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
+    """The template in its own file, as newer models have it, or in the config: one, or the one named default."""
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    template: str | list[dict[str, str]] | None = config.get("chat_template")
+    if isinstance(template, list):
+        return {entry["name"]: entry["template"] for entry in template}.get("default")
+    return template
+
+
+def _optional_json(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}
+
+
+def _check_messages(messages: list[dict[str, str]], specials: Sequence[str]) -> None:
+    if not messages:
+        raise RequestError("a chat needs at least one message, such as {'role': 'user', 'content': 'Hello'}")
+    for number, message in enumerate(messages):
+        if not all(isinstance(message.get(key), str) for key in ("role", "content")):
+            raise RequestError(f"message {number} needs a role and a content, both text; it has {sorted(message)}")
+        if forged := [token for token in specials for text in message.values() if token in str(text)]:
+            raise RequestError(
+                f"message {number} contains {forged[0]!r}, which the model would read as the chat's own mark: remove it"
+            )
+
+
+@contextmanager
+def _whole_characters() -> Iterator[None]:
+    try:
+        yield
+    except UnicodeEncodeError as error:
+        raise RequestError(f"the text holds half a surrogate pair at {error.start}, which is no character") from error
+
+
+@contextmanager
+def _described_by(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # tokenizers raises nothing narrower
+        raise TruncatedFileError(f"{path} does not describe a tokenizer ({error}): download it again") from error

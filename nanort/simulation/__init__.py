@@ -1,0 +1,1 @@
+"""How nodes fare together."""

@@ -1,0 +1,1 @@
+"""The event table that plans and runs fill, its analyses and its exporters."""

@@ -1,0 +1,207 @@
+"""Activity and Timeline: what ran where, from when to when; planned, simulated or measured."""
+
+from __future__ import annotations
+
+import html
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nanort.errors import NanortError
+from nanort.partition import ENGINES
+from nanort.timeline import analysis, text, units
+
+KINDS = ("planned", "simulated", "measured")
+
+
+@dataclass(frozen=True, slots=True)
+class Activity:
+    """What is known of one launch before it runs.
+
+    Attributes:
+        name: the node and its piece, ``"layer0.q_proj/1"``.
+        operator: what it computes, ``"linear"``.
+        stream: the queue it runs on: ``"g0"``, ``"g0.1"``, ``"whole"``, ``"h2d"``, ``"d2h"``.
+        group: the SM group of that stream; empty for copy engines.
+        sms: SMs it may hold; lanes of one group share theirs.
+        flops, hbm_bytes, h2d_bytes, d2h_bytes: its work.
+        piece: its nano-batch.
+        scope: the user's labels, ``(("layer", 0),)``.
+        waits: ``(index of the activity waited for on another stream, "data" | "state" | "resource" | "after")``.
+        where: the line of the user's source, ``"model.py:12"``.
+    """
+
+    name: str
+    operator: str
+    stream: str
+    group: str = ""
+    sms: int = 0
+    flops: float = 0.0
+    hbm_bytes: float = 0.0
+    h2d_bytes: float = 0.0
+    d2h_bytes: float = 0.0
+    piece: int = 0
+    scope: tuple[tuple[str, Any], ...] = ()
+    waits: tuple[tuple[int, str], ...] = ()
+    where: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One activity and when it ran, in seconds from the run's start; NaN where it never started or never ended."""
+
+    activity: Activity
+    start: float
+    end: float
+
+    @property
+    def seconds(self) -> float:
+        """How long it ran."""
+        return self.end - self.start
+
+
+class Timeline:
+    """When every activity of a run, or of a plan, started and ended.
+
+    Args:
+        activities: what ran; a tuple is kept as it is, so that runs of one program share it.
+        start, end: seconds from the run's start, one each per activity. NaN marks what never started or never ended:
+            the timeline of a run that failed ends early.
+        kind: ``"planned"``, ``"simulated"`` or ``"measured"``.
+        device: the name of the device.
+        foreign: whether the plan was made for another device than it ran on, so that its times cannot be compared.
+        failure: why the run ended early, if it did.
+        sm_capacity, hbm_bandwidth, h2d_bandwidth, d2h_bandwidth: what the device gives (bytes/s); 0 where not known.
+
+    Raises:
+        NanortError: an unknown kind, arrays that do not fit the activities, or times that run backwards.
+    """
+
+    def __init__(
+        self,
+        activities: Sequence[Activity],
+        start: Sequence[float] | npt.NDArray[np.float64],
+        end: Sequence[float] | npt.NDArray[np.float64],
+        *,
+        kind: str,
+        device: str,
+        foreign: bool = False,
+        failure: str = "",
+        sm_capacity: int = 0,
+        hbm_bandwidth: float = 0.0,
+        h2d_bandwidth: float = 0.0,
+        d2h_bandwidth: float = 0.0,
+    ) -> None:
+        self.activities = tuple(activities)
+        self.start = np.array(start, dtype=np.float64)  # copies: the runtime may fill its own arrays again
+        self.end = np.array(end, dtype=np.float64)
+        self.kind = kind
+        self.device = device
+        self.foreign = foreign
+        self.failure = failure
+        self.sm_capacity = sm_capacity
+        self.hbm_bandwidth = hbm_bandwidth
+        self.h2d_bandwidth = h2d_bandwidth
+        self.d2h_bandwidth = d2h_bandwidth
+        if kind not in KINDS:
+            raise NanortError(f"a timeline cannot be {kind!r}: give one of {', '.join(KINDS)}")
+        if not self.start.shape == self.end.shape == (len(self.activities),):
+            raise NanortError(
+                f"a timeline of {len(self.activities)} activities needs as many starts and ends: "
+                f"got shapes {self.start.shape} and {self.end.shape}"
+            )
+        if not ((self.start >= 0) & (self.start <= self.end) & (self.end < np.inf)).all():
+            self._check_times()
+
+    def _check_times(self) -> None:
+        """Refuse times that cannot be; NaN is a time that never came."""
+        started, ended = ~np.isnan(self.start), ~np.isnan(self.end)
+        good = (started & (self.start >= 0) & (self.start < np.inf)) | (~started & ~ended)
+        good &= ~ended | ((self.start <= self.end) & (self.end < np.inf))
+        if not good.all():
+            first = int(np.argmin(good))
+            raise NanortError(
+                f"{self.activities[first].name!r} cannot run from {self.start[first]!r} to {self.end[first]!r} seconds: "
+                "give finite times from 0 on, the end not before the start, NaN for what never came"
+            )
+
+    def __len__(self) -> int:
+        return len(self.activities)
+
+    def __iter__(self) -> Iterator[Event]:
+        return iter(self.events)
+
+    def __repr__(self) -> str:
+        return f"<Timeline {self.kind} on {self.device!r}: {len(self)} activities in {units.duration(self.makespan)}>"
+
+    def __str__(self) -> str:
+        return self.text()
+
+    def _repr_html_(self) -> str:
+        return f'<pre style="line-height: 1.2">{html.escape(self.text())}</pre>'
+
+    @cached_property
+    def events(self) -> tuple[Event, ...]:
+        """One event per activity, in the order of the activities."""
+        return tuple(map(Event, self.activities, self.start.tolist(), self.end.tolist()))
+
+    @cached_property
+    def makespan(self) -> float:
+        """Seconds from the run's start to the last thing known of it."""
+        known = np.concatenate((self.start, self.end))
+        return float(np.max(known, where=~np.isnan(known), initial=0.0))
+
+    @cached_property
+    def streams(self) -> tuple[str, ...]:
+        """The streams that were used: SM groups in natural order (``g2`` before ``g10``), then the copy engines."""
+        return tuple(sorted({activity.stream for activity in self.activities}, key=_natural))
+
+    def utilization(self) -> dict[str, float]:
+        """Shares of the makespan times the capacity, 0 to 1: see :func:`nanort.timeline.analysis.utilization`."""
+        return analysis.utilization(self)
+
+    def overlap(self) -> analysis.Overlap:
+        """How much ran at once: see :class:`nanort.timeline.analysis.Overlap`."""
+        return analysis.overlap(self)
+
+    def idle(self) -> dict[str, float]:
+        """Seconds in which each stream ran nothing."""
+        return analysis.idle(self)
+
+    def compare(self, plan: Timeline) -> analysis.Comparison:
+        """This timeline beside ``plan``, activity by activity; prints as a table."""
+        return analysis.compare(self, plan)
+
+    def text(self, width: int = 100) -> str:
+        """One row per stream drawn to scale in ``width`` columns, a legend, and the numbers."""
+        return text.render(self, width)
+
+    def save(self, path: str | os.PathLike[str], plan: Timeline | None = None) -> None:
+        """Write Kineto JSON, which ui.perfetto.dev opens; ``plan`` is drawn beside it as a second process."""
+        from nanort.timeline import files
+
+        files.save(self, path, plan)
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> Timeline:
+        """The timeline that :meth:`save` wrote, to the nanosecond, without its plan.
+
+        Raises:
+            TruncatedFileError: the file is cut short, or is no timeline.
+            NewerVersionError: a newer nanort wrote it.
+            FileError: it says something that cannot be.
+        """
+        from nanort.timeline import files
+
+        return files.load(path)
+
+
+def _natural(stream: str) -> tuple[int, list[str | int]]:
+    engine = ENGINES.index(stream) + 1 if stream in ENGINES else 0
+    return engine, [int(part) if index % 2 else part for index, part in enumerate(re.split(r"(\d+)", stream))]

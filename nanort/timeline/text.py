@@ -1,0 +1,188 @@
+"""A timeline as text: one row per stream, its nodes drawn to scale, a legend, and the numbers beneath."""
+
+from __future__ import annotations
+
+import math
+import string
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from nanort.timeline import analysis, units
+from nanort.timeline.analysis import Array
+
+if TYPE_CHECKING:
+    from nanort.timeline.events import Timeline
+
+FULL, HALF, QUARTER, IDLE = "█", "▒", "░", "·"
+UNFINISHED, OTHERS = "?", "*"
+LETTERS = string.ascii_uppercase + string.ascii_lowercase + string.digits
+LEAST_WIDTH, STREAM_WIDTH, TICK_WIDTH = 40, 16, 10
+LEGEND = 24  # operators that the legend names
+
+
+def render(timeline: Timeline, width: int = 100) -> str:
+    """``timeline`` in ``width`` columns (at least 40) of printable characters.
+
+    A node two columns wide or more is a box that begins with its operator's letter and carries its name where that fits.
+    Shorter nodes share columns: each of those shows the operator that ran longest in it, by its letter, or in grey where it
+    goes on from the column before and leaves more than half of it idle. A ``?`` fills what never ended.
+    """
+    operators = sorted({activity.operator for activity in timeline.activities})
+    marks = dict(zip(operators, letters(operators), strict=True))
+    heads = _heads(timeline)
+    margin = max(map(len, heads), default=0)
+    shares = timeline.utilization()
+    columns = max(LEAST_WIDTH, width) - margin - len(" ││ 100 %")
+    lines = [_title(timeline)]
+    for stream, head in zip(timeline.streams, heads, strict=True):
+        busy = units.percent(shares[f"busy {stream}"])
+        lines.append(f"{head:<{margin}} │{_bar(timeline, stream, columns, marks)}│{busy:>6}")
+    lines += (" " * (margin + 1) + line for line in _axis(timeline.makespan, columns))
+    lines += _legend(timeline, marks, max(LEAST_WIDTH, width))
+    lines += _numbers(timeline, shares)
+    return "\n".join(lines)
+
+
+def letters(operators: Sequence[str]) -> list[str]:
+    """One letter per operator: of its name where one is free, the first letters of its words first; ``*`` when all are taken.
+
+    >>> letters(["linear", "rms_norm", "rope"])
+    ['L', 'R', 'O']
+    """
+    taken: list[str] = []
+    for operator in operators:
+        words = operator.upper().split("_")
+        wanted = "".join(word[:1] for word in words) + operator.upper() + LETTERS
+        taken.append(next((c for c in wanted if c in LETTERS and c not in taken), OTHERS))
+    return taken
+
+
+def _title(timeline: Timeline) -> str:
+    where = f"{timeline.kind} on {units.plain(timeline.device, 40)}"
+    what = f"{len(timeline):,} launches on {len(timeline.streams)} streams, {units.duration(timeline.makespan)}"
+    return f"{where}: {what}{' (planned for another device)' if timeline.foreign else ''}"
+
+
+def _heads(timeline: Timeline) -> list[str]:
+    """What stands left of each row: the stream and its SMs."""
+    unit = "cores" if timeline.device == "cpu" else "SMs"
+    sms = dict.fromkeys(timeline.streams, 0)
+    for activity in timeline.activities:
+        sms[activity.stream] = max(sms[activity.stream], activity.sms)
+    names = [units.plain(stream, STREAM_WIDTH) for stream in sms]
+    wide, digits = max(map(len, names), default=0), len(str(max(sms.values(), default=0)))
+    return [f"{n:<{wide}}  {f'{s:>{digits}} {unit}' if s else ''}" for n, s in zip(names, sms.values(), strict=True)]
+
+
+def _bar(timeline: Timeline, stream: str, columns: int, marks: dict[str, str]) -> str:
+    """One row: boxes where a node is wide, and what ran longest in the columns that narrow ones share."""
+    mine = [i for i, a in enumerate(timeline.activities) if a.stream == stream and not math.isnan(timeline.start[i])]
+    activities = [timeline.activities[index] for index in mine]
+    start, end = timeline.start[mine], timeline.end[mine]
+    open_ended = np.isnan(end)
+    scale = columns / timeline.makespan if timeline.makespan else 0.0
+    first, last = start * scale, np.where(open_ended, timeline.makespan, end) * scale
+    left, right = np.floor(first + 0.5).astype(int), np.floor(last + 0.5).astype(int)
+    wide = right - left > 1
+    middle = np.minimum((first + last) / 2, columns - 1).astype(int)
+    cells = _shared(first, last, [marks[a.operator] for a in activities], np.where(wide, -1, middle), columns)
+    for index in np.flatnonzero(wide):
+        letter, fill = marks[activities[index].operator], UNFINISHED if open_ended[index] else FULL
+        cells[left[index] : right[index]] = _box(activities[index].name, letter, fill, right[index] - left[index])
+    return "".join(cells)
+
+
+def _shared(first: Array, last: Array, letter: Sequence[str], column: Array, columns: int) -> list[str]:
+    """Cells of the columns in which narrow nodes lie (``column``; -1 for wide ones), idle elsewhere."""
+    held = {name: _held(first[mine], last[mine], columns) for name, mine in analysis.grouped(letter)}
+    for name, place in zip(letter, column.tolist(), strict=True):
+        held[name][place] += 1e-9 * (place >= 0)  # a node of no length is seen where nothing else is
+    cells, before = [IDLE] * columns, ""
+    for place in np.unique(column[column >= 0]).tolist():
+        winner, busy = max(held, key=lambda name: held[name][place]), sum(spent[place] for spent in held.values())
+        goes_on = cells[place - 1] != IDLE and winner == before and busy < 0.5
+        cells[place] = winner if not goes_on else HALF if busy >= 0.25 else QUARTER
+        before = winner
+    return cells
+
+
+def _held(first: Array, last: Array, columns: int) -> Array:
+    """How much of each column the spans from ``first`` to ``last`` cover."""
+    edges = np.arange(columns + 1)
+
+    def elapsed(since: Array) -> Array:
+        """Per edge, the time since each of ``since`` that lies before it, added up."""
+        since = np.sort(since)
+        count = np.searchsorted(since, edges)
+        return edges * count - np.concatenate(([0.0], np.cumsum(since)))[count]
+
+    return np.diff(elapsed(first) - elapsed(last))
+
+
+def _box(name: str, letter: str, fill: str, width: int) -> str:
+    """A node ``width`` columns wide: its letter, its fill, and its name in the middle where it fits."""
+    shown = units.plain(name)
+    for label in (shown, shown.rpartition(".")[2]):
+        if len(label) + 4 <= width:
+            return letter + f" {label} ".center(width - 1, fill)
+    return letter + fill * (width - 1)
+
+
+def _axis(makespan: float, columns: int) -> Iterator[str]:
+    """A ruler in round steps of the makespan's unit, and its figures; the last is the makespan."""
+    if not makespan:
+        return
+    size, _ = units.unit_of(makespan)
+    least = makespan / size * TICK_WIDTH / columns
+    power = 10.0 ** math.floor(math.log10(least))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= least)
+    last = units.duration(makespan)
+    ruler, figures = ["─"] * columns, ""
+    for tick in range(int(makespan / size / step) + 1):
+        column = round(tick * step * size / makespan * columns)
+        figure = f"{tick * step:g}"
+        if column + len(figure) + 2 > columns + 2 - len(last):
+            break
+        ruler[column] = "┴"
+        figures = figures.ljust(column) + figure
+    yield "└" + "".join(ruler) + "┘"
+    yield " " + figures.ljust(columns + 1 - len(last)) + last
+
+
+def _legend(timeline: Timeline, marks: dict[str, str], width: int) -> Iterator[str]:
+    """Letter, operator and its seconds, most seconds first, in lines of ``width`` columns."""
+    seconds = dict.fromkeys(marks, 0.0)
+    ran = np.nan_to_num(timeline.end - timeline.start).tolist()
+    for activity, spent in zip(timeline.activities, ran, strict=True):
+        seconds[activity.operator] += spent
+    busiest = sorted(seconds, key=lambda operator: -seconds[operator])
+    entries = [
+        f"{marks[operator]} {units.plain(operator, 32)} {units.duration(seconds[operator])}"
+        for operator in busiest[:LEGEND]
+    ]
+    if len(busiest) > LEGEND:
+        entries.append(f"and {len(busiest) - LEGEND} more")
+    line = ""
+    for entry in entries:
+        if line and len(line) + 3 + len(entry) > width:
+            yield line
+            line = ""
+        line += "   " * bool(line) + entry
+    if line:
+        yield line
+
+
+def _numbers(timeline: Timeline, shares: dict[str, float]) -> Iterator[str]:
+    """What was used of each resource, how much ran at once, and what did not run."""
+    titles = {"sms": "SMs", "hbm": "HBM", "h2d": "PCIe down", "d2h": "PCIe up"}
+    used = [f"{title} {units.percent(shares[name])}" for name, title in titles.items() if name in shares]
+    yield "makespan  " + "   ".join((units.duration(timeline.makespan), *used))
+    if timeline.makespan:
+        yield f"at once   {timeline.overlap()}"
+    never_ran = int(np.isnan(timeline.start).sum())
+    never_ended = int(np.isnan(timeline.end).sum()) - never_ran
+    if timeline.failure or never_ran or never_ended:
+        counts = f"{never_ran} never ran, {never_ended} never ended"
+        yield "stopped   " + "   ".join((counts, *filter(None, [units.plain(timeline.failure)])))

@@ -1,0 +1,44 @@
+"""Seconds, shares and names as a terminal can show them."""
+
+from __future__ import annotations
+
+_UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
+
+
+def unit_of(seconds: float) -> tuple[float, str]:
+    """The unit in which a person says this many seconds, and its size in seconds."""
+    return next(((size, name) for size, name in _UNITS if seconds >= size * 0.9995), (1e-9, "ns"))
+
+
+def duration(seconds: float) -> str:
+    """``seconds`` in three digits and a unit.
+
+    >>> duration(0.01234), duration(0.0), duration(12345.6)
+    ('12.3 ms', '0 s', '12346 s')
+    """
+    if not seconds:
+        return "0 s"
+    size, name = unit_of(seconds)
+    figure = seconds / size
+    return f"{figure:.0f} {name}" if figure >= 999.5 else f"{figure:.3g} {name}"
+
+
+def percent(share: float) -> str:
+    """``share`` of one in whole percent.
+
+    >>> percent(0.934)
+    '93 %'
+    """
+    return f"{100 * share:.0f} %"
+
+
+def plain(name: str, width: int = 0) -> str:
+    """``name`` in printable ASCII, one column a character, cut to ``width`` columns where one is given.
+
+    Names come from users and files: an escape sequence, a newline or a character of another width must not reach the terminal.
+
+    >>> plain("a" + chr(27) + "[2J"), plain("layer0.q_proj", 8)
+    ('a\\\\x1b[2J', 'layer0.~')
+    """
+    shown = name if name.isascii() and name.isprintable() else ascii(name)[1:-1]
+    return shown if not width or len(shown) <= width else shown[: width - 1] + "~"

@@ -1,0 +1,1 @@
+"""Operators with their demands, imported as nanort.ops."""

@@ -1,0 +1,16 @@
+from __future__ import annotations
+
+import os
+
+import hypothesis
+import pytest
+import torch
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # whatever a test loads stands on this machine
+torch.set_num_threads(1)  # sums differ in the last bits between one thread and two
+hypothesis.settings.register_profile("nanort", deadline=None, derandomize=True)  # the same cases on every machine
+hypothesis.settings.load_profile("nanort")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-examples", action="store_true", help="write what the examples print to their .out files")
