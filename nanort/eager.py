@@ -23,8 +23,12 @@ if TYPE_CHECKING:
 KINDS = ("input", "constant", "state")
 
 
-def bind(graph: Graph, tensors: Mapping[str, Any], kinds: tuple[str, ...] = KINDS) -> dict[int, torch.Tensor]:
+def bind(
+    graph: Graph, tensors: Mapping[str, Any], kinds: tuple[str, ...] = KINDS, place: str = ""
+) -> dict[int, torch.Tensor]:
     """``tensors`` by root index: all that the graph asks for, nothing else, of the right shape, dtype and device.
+
+    ``place`` is the torch device type that the values of the device must be on; those of the host are on "cpu".
 
     Raises:
         MissingInputError, UnknownInputError, InputShapeError, InputDtypeError, InputDeviceError
@@ -36,20 +40,22 @@ def bind(graph: Graph, tensors: Mapping[str, Any], kinds: tuple[str, ...] = KIND
     if unknown := [name for name in tensors if name not in wanted]:
         raise UnknownInputError(f"graph {graph.name!r} has no {what} {unknown}: it has {list(wanted)}")
     for name, root in wanted.items():
-        _check(root, tensors[name])
+        _check(root, tensors[name], place)
     return {root.index: tensors[name] for name, root in wanted.items()}
 
 
-def _check(root: Value, tensor: Any) -> None:
+def _check(root: Value, tensor: Any, place: str) -> None:
     if not isinstance(tensor, torch.Tensor):
         raise InputDtypeError(f"{root.kind} {root!r} was given a {type(tensor).__name__}: give a torch.Tensor")
     if tuple(tensor.shape) != root.shape:
         raise InputShapeError(f"{root.kind} {root!r} was given a tensor of shape {list(tensor.shape)}")
     if tensor.dtype != root.dtype:
         raise InputDtypeError(f"{root.kind} {root!r} was given {tensor.dtype}: convert it with .to({root.dtype})")
-    if tensor.device.type == "meta" or (root.device == "host" and tensor.device.type != "cpu"):
-        place = "the host" if root.device == "host" else "a device with memory"
-        raise InputDeviceError(f"{root.kind} {root!r} must be on {place}, its tensor is on {tensor.device}")
+    wanted = "cpu" if root.device == "host" else place
+    if tensor.device.type == "meta" or (wanted and tensor.device.type != wanted):
+        raise InputDeviceError(
+            f"{root.kind} {root!r} must be on {wanted or 'a device with memory'}, its tensor is on {tensor.device}"
+        )
 
 
 def materialise(value: Value, env: Mapping[int, torch.Tensor]) -> torch.Tensor:

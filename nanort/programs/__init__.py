@@ -1,1 +1,1 @@
-"""What is launched: a schedule as a flat list of launches, copies, records and waits."""
+"""What is launched: the flat list that every executor interprets and every checker judges."""

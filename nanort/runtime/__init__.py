@@ -1,1 +1,1 @@
-"""Making it happen: one interface, several backends."""
+"""Making it happen: one executor interface, and the backends that carry a Program out."""

@@ -42,7 +42,7 @@ def grouped(keys: Sequence[Hashable]) -> Iterator[tuple[Any, npt.NDArray[np.int6
         yield key, np.array(indices)
 
 
-def levels(start: Array, end: Array, weight: Array) -> tuple[Array, npt.NDArray[np.float64]]:
+def levels(start: Array, end: Array, weight: Array) -> tuple[Array, Array]:
     """Times at which a sum of boxes changes, and the sum from each time on; the last is exactly 0."""
     times, where = np.unique(np.concatenate((start, end)), return_inverse=True)
     sums = np.cumsum(np.bincount(where, np.concatenate((weight, -weight)), len(times)))
@@ -58,7 +58,7 @@ def merged(start: Array, end: Array) -> tuple[Array, Array]:
     return times[edges > 0], times[edges < 0]
 
 
-def sms_in_use(timeline: Timeline, start: Array, end: Array) -> tuple[Array, npt.NDArray[np.float64]]:
+def sms_in_use(timeline: Timeline, start: Array, end: Array) -> tuple[Array, Array]:
     """Times and the SMs in use from each on; lanes of one group share its SMs, so they count once."""
     sms = column(timeline, "sms")
     boxes: list[tuple[Array, Array, Array]] = []
@@ -71,6 +71,14 @@ def sms_in_use(timeline: Timeline, start: Array, end: Array) -> tuple[Array, npt
     starts, ends, held = (np.concatenate(part) for part in zip(*boxes, strict=True))
     times, total = levels(starts, ends, held)
     return times, np.minimum(total, timeline.sm_capacity or np.inf)
+
+
+def stream_sms(timeline: Timeline) -> dict[str, int]:
+    """The SMs of each stream: the most that one of its activities may hold; 0 for a copy engine."""
+    sms = dict.fromkeys(timeline.streams, 0)
+    for activity in timeline.activities:
+        sms[activity.stream] = max(sms[activity.stream], activity.sms)
+    return sms
 
 
 def utilization(timeline: Timeline) -> dict[str, float]:
@@ -113,8 +121,8 @@ class Overlap:
 
     Attributes:
         streams: ``streams[k]`` is how long exactly ``k`` streams were busy; they add up to the makespan.
-        pairs: how long two resources were busy together: ``("sms", "h2d")``, ``("sms", "d2h")``, ``("h2d", "d2h")``, and
-            ``("sms", "sms")`` for two or more streams that hold SMs.
+        pairs: how long two resources were busy together: ``("sms", "h2d")``, ``("sms", "d2h")``, ``("h2d", "d2h")``,
+            and ``("sms", "sms")`` for two or more streams that hold SMs.
     """
 
     streams: tuple[float, ...]
@@ -172,7 +180,7 @@ class Comparison:
     """A run beside its plan; prints as a table.
 
     Attributes:
-        rows: the activities of both, the one that is most seconds off its plan first. Activities of one name are added up.
+        rows: the activities of both, most seconds off the plan first; activities of one name are added up.
         planned_makespan, actual_makespan: seconds.
         missing: names that the plan has and the run did not finish.
         extra: names that ran and that the plan does not have.

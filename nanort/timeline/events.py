@@ -125,9 +125,9 @@ class Timeline:
         good = (started & (self.start >= 0) & (self.start < np.inf)) | (~started & ~ended)
         good &= ~ended | ((self.start <= self.end) & (self.end < np.inf))
         if not good.all():
-            first = int(np.argmin(good))
+            bad = int(np.argmin(good))
             raise NanortError(
-                f"{self.activities[first].name!r} cannot run from {self.start[first]!r} to {self.end[first]!r} seconds: "
+                f"{self.activities[bad].name!r} cannot run from {self.start[bad]} to {self.end[bad]} seconds: "
                 "give finite times from 0 on, the end not before the start, NaN for what never came"
             )
 

@@ -25,9 +25,9 @@ LEGEND = 24  # operators that the legend names
 def render(timeline: Timeline, width: int = 100) -> str:
     """``timeline`` in ``width`` columns (at least 40) of printable characters.
 
-    A node two columns wide or more is a box that begins with its operator's letter and carries its name where that fits.
-    Shorter nodes share columns: each of those shows the operator that ran longest in it, by its letter, or in grey where it
-    goes on from the column before and leaves more than half of it idle. A ``?`` fills what never ended.
+    A node two columns wide or more is a box that begins with its operator's letter and carries its name where that
+    fits. Shorter nodes share columns: each shows the operator that ran longest in it, by its letter, or in grey where
+    it goes on from the column before and more than half of this one is idle. A ``?`` fills what never ended.
     """
     operators = sorted({activity.operator for activity in timeline.activities})
     marks = dict(zip(operators, letters(operators), strict=True))
@@ -46,7 +46,7 @@ def render(timeline: Timeline, width: int = 100) -> str:
 
 
 def letters(operators: Sequence[str]) -> list[str]:
-    """One letter per operator: of its name where one is free, the first letters of its words first; ``*`` when all are taken.
+    """One letter per operator, of its own name where one is free; ``*`` when all letters are taken.
 
     >>> letters(["linear", "rms_norm", "rope"])
     ['L', 'R', 'O']
@@ -68,9 +68,7 @@ def _title(timeline: Timeline) -> str:
 def _heads(timeline: Timeline) -> list[str]:
     """What stands left of each row: the stream and its SMs."""
     unit = "cores" if timeline.device == "cpu" else "SMs"
-    sms = dict.fromkeys(timeline.streams, 0)
-    for activity in timeline.activities:
-        sms[activity.stream] = max(sms[activity.stream], activity.sms)
+    sms = analysis.stream_sms(timeline)
     names = [units.plain(stream, STREAM_WIDTH) for stream in sms]
     wide, digits = max(map(len, names), default=0), len(str(max(sms.values(), default=0)))
     return [f"{n:<{wide}}  {f'{s:>{digits}} {unit}' if s else ''}" for n, s in zip(names, sms.values(), strict=True)]
@@ -86,24 +84,31 @@ def _bar(timeline: Timeline, stream: str, columns: int, marks: dict[str, str]) -
     first, last = start * scale, np.where(open_ended, timeline.makespan, end) * scale
     left, right = np.floor(first + 0.5).astype(int), np.floor(last + 0.5).astype(int)
     wide = right - left > 1
-    middle = np.minimum((first + last) / 2, columns - 1).astype(int)
-    cells = _shared(first, last, [marks[a.operator] for a in activities], np.where(wide, -1, middle), columns)
+    narrow = np.flatnonzero(~wide)
+    cells = _shared(
+        [marks[activities[index].operator] for index in narrow],
+        first[narrow],
+        last[narrow],
+        _held(first, last, columns),
+    )
     for index in np.flatnonzero(wide):
         letter, fill = marks[activities[index].operator], UNFINISHED if open_ended[index] else FULL
         cells[left[index] : right[index]] = _box(activities[index].name, letter, fill, right[index] - left[index])
     return "".join(cells)
 
 
-def _shared(first: Array, last: Array, letter: Sequence[str], column: Array, columns: int) -> list[str]:
-    """Cells of the columns in which narrow nodes lie (``column``; -1 for wide ones), idle elsewhere."""
+def _shared(letter: Sequence[str], first: Array, last: Array, busy: Array) -> list[str]:
+    """The cells of the columns that narrow nodes lie in, idle elsewhere; ``busy`` is how much of each is held."""
+    columns = len(busy)
+    middle = np.minimum((first + last) / 2, columns - 1).astype(int)
     held = {name: _held(first[mine], last[mine], columns) for name, mine in analysis.grouped(letter)}
-    for name, place in zip(letter, column.tolist(), strict=True):
-        held[name][place] += 1e-9 * (place >= 0)  # a node of no length is seen where nothing else is
+    for name, place in zip(letter, middle.tolist(), strict=True):
+        held[name][place] += 1e-9  # a node of no length is seen where nothing else is
     cells, before = [IDLE] * columns, ""
-    for place in np.unique(column[column >= 0]).tolist():
-        winner, busy = max(held, key=lambda name: held[name][place]), sum(spent[place] for spent in held.values())
-        goes_on = cells[place - 1] != IDLE and winner == before and busy < 0.5
-        cells[place] = winner if not goes_on else HALF if busy >= 0.25 else QUARTER
+    for place in np.unique(middle).tolist():
+        winner = max(held, key=lambda name: held[name][place])
+        goes_on = place and cells[place - 1] != IDLE and winner == before and busy[place] < 0.5
+        cells[place] = winner if not goes_on else HALF if busy[place] >= 0.25 else QUARTER
         before = winner
     return cells
 

@@ -33,12 +33,12 @@ def percent(share: float) -> str:
 
 
 def plain(name: str, width: int = 0) -> str:
-    """``name`` in printable ASCII, one column a character, cut to ``width`` columns where one is given.
+    r"""``name`` in printable ASCII, one column a character, cut to ``width`` columns where one is given.
 
-    Names come from users and files: an escape sequence, a newline or a character of another width must not reach the terminal.
+    Names come from users and files: an escape sequence, a newline or a wide character must not reach the terminal.
 
     >>> plain("a" + chr(27) + "[2J"), plain("layer0.q_proj", 8)
-    ('a\\\\x1b[2J', 'layer0.~')
+    ('a\\x1b[2J', 'layer0.~')
     """
     shown = name if name.isascii() and name.isprintable() else ascii(name)[1:-1]
     return shown if not width or len(shown) <= width else shown[: width - 1] + "~"

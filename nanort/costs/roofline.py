@@ -1,0 +1,146 @@
+"""How long a node takes alone on some of a device's SMs: a roofline, overridden by what was measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+import torch
+
+from nanort.costs.profile import Profile
+from nanort.demand import Demand
+from nanort.devices import Device
+from nanort.errors import CostError
+from nanort.graph import Graph, Node
+
+SHARPNESS = 8
+"""The p of the p-norm that joins compute and memory time: 9 % above the larger where both are equal, 0.05 % where one is half."""
+
+REFERENCE = "reference"
+"""The kernel that every operator has: its torch function."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """A node alone: its seconds, and the shares (0 to 1) of each bandwidth that it draws while it runs."""
+
+    seconds: float
+    hbm: float = 0.0
+    h2d: float = 0.0
+    d2h: float = 0.0
+    net: float = 0.0
+    kernel: str = REFERENCE
+
+
+class Costs:
+    """The cost of every node on ``device``, cached by what it depends on.
+
+    Args:
+        device: sustained figures.
+        profile: measured seconds; they replace the model wherever there are any.
+        saturation: SMs with which memory-bound work reaches the full HBM bandwidth; by default the most that
+            ``device.hbm_saturation_sms`` deems possible, which is the pessimistic end for partitions.
+
+    Raises:
+        CostError: the profile is of another device, or the saturation point is not on the device.
+    """
+
+    def __init__(self, device: Device, profile: Profile | None = None, saturation: int | None = None) -> None:
+        saturation = device.hbm_saturation_sms[1] if saturation is None else saturation
+        if not 1 <= saturation <= device.sms:
+            raise CostError(f"saturation={saturation} SMs: {device.name} has 1 to {device.sms}")
+        if profile is not None and (profile.device, profile.sms) != (device.name, device.sms):
+            raise CostError(
+                f"the profile was measured on {profile.device} ({profile.sms} SMs), the plan is for {device.name} "
+                f"({device.sms} SMs): measure this device, or plan without a profile"
+            )
+        self.device = device
+        self.profile = profile
+        self.saturation = saturation
+        self._cache: dict[tuple[Hashable, int], Cost] = {}
+
+    def key(self, node: Node) -> Hashable:
+        """All that the cost of a node depends on, besides the SMs."""
+        base = (node.demand, node.dtype, tuple(node.op.kernels))
+        return (*base, node.op.name, tuple(value.shape for value in node.inputs)) if self.profile else base
+
+    def solo(self, node: Node, sms: int) -> Cost:
+        """What ``node`` takes alone on ``sms`` SMs, of which it uses no more than it asks for."""
+        key = (self.key(node), sms)
+        if (found := self._cache.get(key)) is None:
+            found = self._cache[key] = self._solo(node, sms)
+        return found
+
+    def _solo(self, node: Node, sms: int) -> Cost:
+        demand, device, most = node.demand, self.device, node.span[1]
+        sms = sms if most is None else min(sms, most)
+        kernel = next(iter(node.op.kernels), REFERENCE) if device.kind == "cuda" else REFERENCE
+        if demand.seconds is not None:
+            return Cost(demand.seconds, demand.hbm, demand.h2d, demand.d2h, 0.0, kernel)
+        seconds = self._modelled(demand, node.dtype, sms)
+        if self.profile is not None and (measured := self.profile.fastest(node, sms)) is not None:
+            seconds, kernel = measured
+        return Cost(
+            seconds,
+            min(demand.hbm_bytes / device.hbm_bandwidth / seconds, 1.0),
+            min(demand.h2d_bytes / device.h2d_bandwidth / seconds, 1.0),
+            min(demand.d2h_bytes / device.d2h_bandwidth / seconds, 1.0),
+            min(_seconds(demand.net_bytes, device.net_bandwidth) / seconds, 1.0),
+            kernel,
+        )
+
+    def _modelled(self, demand: Demand, dtype: torch.dtype | None, sms: int) -> float:
+        """Compute on n of N SMs at n/N of the rate, memory at full bandwidth from the saturation point on."""
+        device = self.device
+        if demand.engine:
+            kernel = demand.hbm_bytes / device.hbm_bandwidth
+        else:
+            if sms < 1:
+                raise CostError(f"{demand!r} needs SMs, and it was given {sms}")
+            compute = demand.flops / (device.rate(dtype) * sms / device.sms)
+            memory = demand.hbm_bytes / (device.hbm_bandwidth * min(1.0, sms / self.saturation))
+            kernel = smooth_max(compute, memory)
+        return device.launch_seconds + max(kernel, *_link_seconds(demand, device))
+
+    def bound_by(self, node: Node) -> str:
+        """What limits ``node`` alone on the whole device: "compute", "memory", "pcie", "network" or "launch"."""
+        demand, device = node.demand, self.device
+        if demand.seconds is not None:
+            shares = {"memory": demand.hbm, "pcie": max(demand.h2d, demand.d2h)}
+            name, share = max(shares.items(), key=lambda pair: pair[1])
+            return name if share > 0.5 else "compute"
+        h2d, d2h, net = _link_seconds(demand, device)
+        limits = {
+            "compute": demand.flops / device.rate(node.dtype),
+            "memory": demand.hbm_bytes / device.hbm_bandwidth,
+            "pcie": max(h2d, d2h),
+            "network": net,
+            "launch": device.launch_seconds,
+        }
+        return max(limits, key=lambda name: limits[name])
+
+
+def smooth_max(a: float, b: float) -> float:
+    """The p-norm of two times: at least the larger, and just that where the other is zero.
+
+    >>> smooth_max(3.0, 0.0), round(smooth_max(1.0, 1.0), 3)
+    (3.0, 1.091)
+    """
+    large, small = (a, b) if a > b else (b, a)
+    return large * (1.0 + (small / large) ** SHARPNESS) ** (1.0 / SHARPNESS) if small else large
+
+
+def _seconds(size: float, bandwidth: float) -> float:
+    """Seconds to move ``size`` bytes; a link that is not there moves none."""
+    if not size:
+        return 0.0
+    return size / bandwidth if bandwidth else math.inf
+
+
+def _link_seconds(demand: Demand, device: Device) -> tuple[float, float, float]:
+    return (
+        demand.h2d_bytes / device.h2d_bandwidth,
+        demand.d2h_bytes / device.d2h_bandwidth,
+        _seconds(demand.net_bytes, device.net_bandwidth),
+    )

@@ -1,0 +1,198 @@
+"""The cpu backend: one worker thread a stream runs references in FIFO order, with events between streams."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from queue import SimpleQueue
+from time import perf_counter_ns
+
+import numpy as np
+import torch
+
+from nanort.eager import bind
+from nanort.errors import ExecutionError, InputShapeError
+from nanort.partition import Stream
+from nanort.programs.program import Program, Record, Wait
+from nanort.runtime.steps import Compiler, Step
+from nanort.timeline.events import Timeline
+
+Item = Step | Record | Wait
+
+
+class _Run:
+    """The state of one run: tensors, events (a held lock is one that has not happened), times, the first failure."""
+
+    def __init__(self, compiler: Compiler, bound: dict[int, torch.Tensor], events: int, steps: int) -> None:
+        self.env = compiler.env(bound)
+        self.users = compiler.users()
+        self.events = [threading.Lock() for _ in range(events)]
+        for event in self.events:
+            event.acquire()
+        self.start = [-1] * steps
+        self.end = [-1] * steps
+        self.failure: BaseException | None = None
+        self.failed: Step | None = None
+        self.began = perf_counter_ns()
+
+
+class CpuBackend:
+    """Runs a program's references; a program of one stream runs in the calling thread.
+
+    A group of n cores runs its operators on n threads. After a failure the streams skip what is left to launch but still
+    record their events, so that nobody is left waiting.
+    """
+
+    def __init__(self, program: Program, bound: dict[int, torch.Tensor], *, trace: bool) -> None:
+        self.program = program
+        self.trace = trace
+        self.bound = {index: self._laid_out(index, tensor) for index, tensor in bound.items()}
+        self.compiler = Compiler(program)
+        self.queues = _queues(program, self.compiler)
+        self.last: _Run | None = None
+        self.done: SimpleQueue[None] = SimpleQueue()
+        self.go: dict[str, SimpleQueue[_Run | None]] = {}
+        self.workers: list[threading.Thread] = []
+        if len(self.queues) > 1:
+            for stream in program.streams:
+                if stream.name in self.queues:
+                    self._hire(stream)
+
+    def run(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The outputs of one run."""
+        given = bind(self.program.graph, inputs, ("input",), "cpu")
+        bound = self.bound | {index: tensor.contiguous() for index, tensor in given.items()}
+        run = self.last = _Run(self.compiler, bound, self.program.events, len(self.program.activities))
+        if self.workers:
+            self._dispatch(run)
+        else:
+            self._alone(run)
+        if run.failed is not None:
+            step, error = run.failed, run.failure
+            raise ExecutionError(
+                f"node {step.name} ({step.where}) failed: {error}", node=step.name, where=step.where
+            ) from error
+        return self.compiler.outputs(run.env)
+
+    @property
+    def timeline(self) -> Timeline:
+        """What happened in the last run."""
+        run, device = self.last, self.program.device
+        began = run.began if run else 0
+        start = np.array(run.start if run else [-1] * len(self.program.activities), dtype=np.float64)
+        end = np.array(run.end if run else start, dtype=np.float64)
+        return Timeline(
+            self.program.activities,
+            np.where(start < 0, np.nan, (start - began) * 1e-9),
+            np.where(end < 0, np.nan, (end - began) * 1e-9),
+            kind="measured",
+            device="cpu",
+            foreign=device.kind != "cpu",
+            failure=f"{run.failed.name}: {run.failure}" if run and run.failed else "",
+            sm_capacity=device.sms,
+            hbm_bandwidth=device.hbm_bandwidth,
+            h2d_bandwidth=device.h2d_bandwidth,
+            d2h_bandwidth=device.d2h_bandwidth,
+        )
+
+    def close(self) -> None:
+        """Ends the worker threads and waits for them."""
+        for queue in self.go.values():
+            queue.put(None)
+        for worker in self.workers:
+            worker.join()
+        self.go, self.workers = {}, []
+
+    def _laid_out(self, index: int, tensor: torch.Tensor) -> torch.Tensor:
+        root = self.program.graph.roots[index]
+        if root.kind == "state" and not tensor.is_contiguous():
+            raise InputShapeError(f"state {root!r} must be contiguous, since operators change it in place: pass a copy")
+        return tensor.contiguous()
+
+    def _alone(self, run: _Run) -> None:
+        """Runs the one stream in this thread."""
+        name, items = next(iter(self.queues.items()), ("", []))
+        stream = next((stream for stream in self.program.streams if stream.name == name), None)
+        before = torch.get_num_threads()
+        torch.set_num_threads(self._threads(stream))
+        try:
+            with torch.no_grad():
+                self._walk(items, run)
+        finally:
+            torch.set_num_threads(before)
+
+    def _dispatch(self, run: _Run) -> None:
+        """Wakes every worker and waits until all are through."""
+        for queue in self.go.values():
+            queue.put(run)
+        left = len(self.workers)
+        try:
+            while left:
+                self.done.get()
+                left -= 1
+        except BaseException as error:  # an interrupt: the streams skip to their end, then it goes on
+            run.failure = error
+            for _ in range(left):
+                self.done.get()
+            raise
+
+    def _hire(self, stream: Stream) -> None:
+        queue: SimpleQueue[_Run | None] = SimpleQueue()
+        items, threads = self.queues[stream.name], self._threads(stream)
+
+        def work() -> None:
+            torch.set_num_threads(threads)  # per thread: without it every worker makes a team of all cores
+            with torch.no_grad():
+                while (run := queue.get()) is not None:
+                    self._walk(items, run)
+                    self.done.put(None)
+
+        self.go[stream.name] = queue
+        self.workers.append(threading.Thread(target=work, name=f"nanort {stream.name}", daemon=True))
+        self.workers[-1].start()
+
+    def _threads(self, stream: Stream | None) -> int:
+        """The cores of the stream's group; one for a plan that was made for another device."""
+        return max(1, stream.sms) if stream is not None and self.program.device.kind == "cpu" else 1
+
+    def _walk(self, items: list[Item], run: _Run) -> None:
+        """Carries out one stream's queue; this loop is what a node costs."""
+        env, users, start, end, trace, clock = run.env, run.users, run.start, run.end, self.trace, perf_counter_ns
+        for item in items:
+            if isinstance(item, Step):
+                if run.failure is not None:
+                    continue
+                if trace:
+                    start[item.index] = clock()
+                try:
+                    result = item.call(*item.fetch(env))
+                    if item.store is None:
+                        env[item.slot] = result
+                    else:
+                        item.store(env, result)
+                except Exception as error:  # whatever user code raises: the run fails with the node's name
+                    run.failure, run.failed = error, item
+                    continue
+                result = None
+                if trace:
+                    end[item.index] = clock()
+                for buffer in item.uses:
+                    left = users[buffer]
+                    left.pop()
+                    if not left:
+                        env[buffer] = None
+            elif isinstance(item, Wait):
+                event = run.events[item.event]
+                event.acquire()
+                event.release()  # for whoever else waits for it
+            else:
+                run.events[item.event].release()
+
+
+def _queues(program: Program, compiler: Compiler) -> dict[str, list[Item]]:
+    """Each stream's steps, waits and records, in order; streams without work are left out."""
+    queues: dict[str, list[Item]] = {}
+    for instruction in program.instructions:
+        item = instruction if isinstance(instruction, (Record, Wait)) else compiler.steps[instruction.node]
+        queues.setdefault(instruction.stream, []).append(item)
+    return queues

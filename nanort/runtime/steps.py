@@ -1,0 +1,130 @@
+"""Steps: a program compiled for the host, each launch to one call on a list of tensors."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from operator import itemgetter
+from typing import Any
+
+import torch
+
+from nanort.programs.program import Copy, Launch, Program, View
+
+Env = list[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One launch or copy: its result goes into ``env[slot]``, or where ``store`` puts it."""
+
+    index: int  # among the program's activities
+    call: Callable[..., Any]
+    fetch: Callable[[Env], Sequence[Any]]
+    slot: int  # where the one fresh result goes, or -1
+    store: Callable[[Env, Any], None] | None
+    uses: tuple[int, ...]  # buffers whose memory may go once all their users are done
+    name: str
+    where: str
+
+
+class Compiler:
+    """Compiles the launches of one program; ``env`` has a slot for every buffer, then for every literal."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.literals: list[Any] = []
+        self.last = set(view.buffer for view in program.outputs.values())
+        launches = [step for step in program.instructions if isinstance(step, (Launch, Copy))]
+        views = [view for step in launches for view in _views(step)] + list(program.outputs.values())
+        # Results that someone reads through strides must be laid out as planned.
+        self.strided = {view.buffer for view in views if not view.is_whole(program.buffers[view.buffer])}
+        self.steps = {step.node: self._step(index, step) for index, step in enumerate(launches)}
+
+    def env(self, bound: dict[int, torch.Tensor]) -> Env:
+        """A fresh list of tensors: those bound, buffers of joins, empties, literals; results come as they are made."""
+        env: Env = [None] * len(self.program.buffers)
+        for buffer in self.program.buffers:
+            if buffer.kind in ("join", "empty"):
+                env[buffer.index] = torch.empty(buffer.shape, dtype=buffer.dtype)
+            elif buffer.kind != "result":
+                env[buffer.index] = bound[buffer.root]
+        return env + self.literals
+
+    def users(self) -> list[list[None]]:
+        """For every buffer a list as long as it has users; whoever takes the last item frees it."""
+        counts = Counter(buffer for step in self.steps.values() for buffer in step.uses)
+        return [[None] * counts[buffer.index] for buffer in self.program.buffers]
+
+    def outputs(self, env: Env) -> dict[str, torch.Tensor]:
+        """The program's outputs."""
+        return {name: _show(view, env) for name, view in self.program.outputs.items()}
+
+    def _step(self, index: int, step: Launch | Copy) -> Step:
+        if isinstance(step, Copy):
+            call: Callable[..., Any] = torch.clone
+            args, outs = (step.source,), (step.target,)
+        else:
+            call = partial(step.op.reference, **step.static) if step.static else step.op.reference
+            args, outs = step.args, step.outs
+        slot, store = self._target(outs)
+        uses = {view.buffer for view in _views(step) if self._freed(view)}
+        uses |= {view.buffer for view in outs if self._freed(view) and not self._fresh(view)}
+        return Step(index, call, self._fetch(args), slot, store, tuple(uses), step.name, step.where)
+
+    def _freed(self, view: View) -> bool:
+        """Whether the buffer's memory may go before the run ends."""
+        return self.program.buffers[view.buffer].kind in ("result", "join") and view.buffer not in self.last
+
+    def _fetch(self, args: Sequence[Any]) -> Callable[[Env], Sequence[Any]]:
+        """What takes the arguments out of the env; whole buffers and literals come without any work."""
+        if all(not isinstance(arg, View) or self._whole(arg) for arg in args):
+            slots = [arg.buffer if isinstance(arg, View) else self._literal(arg) for arg in args]
+            if len(slots) > 1:
+                return itemgetter(*slots)
+            return (lambda env, slot=slots[0]: (env[slot],)) if slots else (lambda env: ())
+        return lambda env: [_show(arg, env) if isinstance(arg, View) else arg for arg in args]
+
+    def _literal(self, argument: Any) -> int:
+        self.literals.append(argument)
+        return len(self.program.buffers) + len(self.literals) - 1
+
+    def _target(self, outs: tuple[View, ...]) -> tuple[int, Callable[[Env, Any], None] | None]:
+        """The slot that adopts the one result, or what stores all others."""
+        if len(outs) == 1 and self._fresh(outs[0]) and outs[0].buffer not in self.strided:
+            return outs[0].buffer, None
+        puts = [partial(self._put, view) for view in outs]
+        if len(outs) == 1:
+            return -1, puts[0]
+
+        def store(env: Env, results: Any) -> None:
+            for put, result in zip(puts, results or (), strict=True):
+                put(env, result)
+
+        return -1, store
+
+    def _put(self, view: View, env: Env, result: torch.Tensor) -> None:
+        """Adopts a fresh result, or copies it into its part of a joined buffer."""
+        if self._fresh(view):
+            env[view.buffer] = result.contiguous() if view.buffer in self.strided else result
+        else:
+            _show(view, env).copy_(result)
+
+    def _fresh(self, view: View) -> bool:
+        return self.program.buffers[view.buffer].kind == "result"
+
+    def _whole(self, view: View) -> bool:
+        return view.is_whole(self.program.buffers[view.buffer])
+
+
+def _views(step: Launch | Copy) -> list[View]:
+    if isinstance(step, Copy):
+        return [step.source]
+    return [argument for argument in step.args if isinstance(argument, View)]
+
+
+def _show(view: View, env: Env) -> torch.Tensor:
+    tensor: torch.Tensor = env[view.buffer]
+    return tensor.as_strided(view.shape, view.strides, view.offset + tensor.storage_offset())

@@ -1,0 +1,198 @@
+"""A fluid model of what nodes do to each other: bandwidths are shared, streams are queues, time jumps from event to event.
+
+A job of solo time s progresses at min(1, b / d): d is the share of a bandwidth that it draws alone, b what it gets when
+the running jobs draw more than there is. Bandwidth is dealt by weighted water-filling: copies, which hold no SMs, first,
+then kernels in proportion to the SMs they hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import inf, nan
+from typing import Protocol
+
+from nanort.errors import SimulationError
+from nanort.partition import Stream
+from nanort.simulation.interference import Coresidence, rivals
+
+TINY = 1e-12
+"""The fraction of a job at which it counts as done: rounding must not split one event into two."""
+
+
+@dataclass(frozen=True, slots=True)
+class Modes:
+    """What every job takes on one stream: flat lists by job.
+
+    Attributes:
+        seconds: alone.
+        sms: SMs held; 0 for a copy.
+        shares: for each bandwidth that jobs may contend for, the share (0 to 1) that each draws alone.
+    """
+
+    seconds: list[float]
+    sms: list[int]
+    shares: tuple[list[float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """When each job started and ended and on which stream, and the jobs in order of their start."""
+
+    start: list[float]
+    end: list[float]
+    lane: list[int]
+    order: list[int]
+
+    @property
+    def makespan(self) -> float:
+        """Seconds until the last job is done."""
+        return max(self.end, default=0.0)
+
+
+class Policy(Protocol):
+    """What decides; the simulator asks it whenever a stream is idle."""
+
+    def next(self, lane: int, running: Sequence[int]) -> int:
+        """The job that the idle stream ``lane`` starts now, or -1; ``running`` has each stream's job, or -1."""
+        ...
+
+    def done(self, job: int) -> None:
+        """``job`` has ended."""
+        ...
+
+
+def simulate(count: int, modes: Sequence[Modes], policy: Policy, coresidence: Coresidence | None = None) -> Trace:
+    """Runs ``count`` jobs as ``policy`` starts them on streams, whose costs are ``modes``.
+
+    Every round ends at least one job, so that there are at most ``count`` of them. Equal inputs give equal bits: ties
+    are broken by stream.
+
+    Raises:
+        SimulationError: jobs are left, and the policy starts none of them, or none that runs can progress.
+    """
+    lanes = range(len(modes))
+    running, busy = [-1] * len(modes), list[int]()  # by stream; streams in order of start
+    left, slack, sms = [inf] * len(modes), [0.0] * len(modes), [0] * len(modes)
+    draws = [[0.0] * len(modes) for _ in (modes[0].shares if modes else ())]
+    start, end, on, order = [nan] * count, [nan] * count, [-1] * count, list[int]()
+    full = [1.0] * len(modes)
+    now, ask, done, finish = 0.0, policy.next, 0, policy.done
+    while True:
+        for lane in lanes:
+            if running[lane] < 0 and (job := ask(lane, running)) >= 0:
+                mode = modes[lane]
+                running[lane], left[lane], sms[lane] = job, mode.seconds[job], mode.sms[job]
+                slack[lane] = left[lane] * TINY
+                for draw, share in zip(draws, mode.shares, strict=True):
+                    draw[lane] = share[job]
+                start[job], on[job] = now, lane
+                order.append(job)
+                busy.append(lane)
+        if not busy:
+            break
+        speeds, weights = coresidence.speeds(busy, running, sms) if coresidence else (full, sms)
+        rates = speeds
+        for draw in draws:
+            drawn = draw if speeds is full else [share * speed for share, speed in zip(draw, speeds, strict=True)]
+            if sum(drawn) > 1.0:
+                filled = water_fill(drawn, weights)
+                rates = [min(rate, speed * fill) for rate, speed, fill in zip(rates, speeds, filled, strict=True)]
+        if rates is full:
+            step = min(left)
+            for lane in busy:
+                left[lane] -= step
+        else:
+            step = min((left[lane] / rates[lane] for lane in busy if rates[lane] > 0.0), default=inf)
+            if step == inf:
+                raise SimulationError(f"jobs {[running[lane] for lane in busy]} are running and none can progress")
+            for lane in busy:
+                left[lane] -= step * rates[lane]
+        now += step
+        for lane in [lane for lane in busy if left[lane] <= slack[lane]]:
+            job, running[lane], left[lane], sms[lane] = running[lane], -1, inf, 0
+            busy.remove(lane)
+            for draw in draws:
+                draw[lane] = 0.0
+            end[job] = now
+            done += 1
+            finish(job)
+    if done < count:
+        stuck = [job for job in range(count) if on[job] < 0]
+        raise SimulationError(f"{len(stuck)} of {count} jobs can never start, the first is job {stuck[0]}: they wait in a circle")
+    return Trace(start, end, on, order)
+
+
+def water_fill(drawn: Sequence[float], weights: Sequence[float]) -> list[float]:
+    """The fraction that each gets of the bandwidth it draws, where all together draw more than 1.
+
+    >>> water_fill([1.0, 1.0, 0.25], [30, 10, 0])  # a copy, then two kernels by their SMs
+    [0.5625, 0.1875, 1.0]
+    """
+    got = [1.0] * len(drawn)
+    copies = sum(share for share, weight in zip(drawn, weights, strict=True) if not weight)
+    if copies > 1.0:
+        return [1.0 if not share else 0.0 if weight else 1.0 / copies for share, weight in zip(drawn, weights, strict=True)]
+    kernels = sorted((share / weight, lane) for lane, (share, weight) in enumerate(zip(drawn, weights, strict=True)) if weight)
+    free, holders = 1.0 - copies, sum(weights)
+    for level, lane in kernels:  # who asks least per SM is served in full, the others share what is left
+        share, weight = drawn[lane], weights[lane]
+        if level * holders > free:
+            got[lane] = free * weight / holders / share
+        free -= share * got[lane]
+        holders -= weight
+    return got
+
+
+@dataclass(frozen=True, slots=True)
+class Jobs:
+    """Jobs whose stream is decided: flat lists, each stream's in the order in which it runs them.
+
+    Attributes:
+        stream: index of each job's stream.
+        modes: what each takes there.
+        operators: their names, by which measured pairs are found.
+        seconds_on: seconds that a job takes on fewer SMs, for streams that share theirs.
+    """
+
+    stream: list[int]
+    modes: Modes
+    operators: list[str]
+    seconds_on: Callable[[int, int], float]
+
+
+def replay(
+    jobs: Jobs,
+    streams: Sequence[Stream],
+    waits: Sequence[Sequence[int]],
+    pairs: Mapping[tuple[str, str], tuple[float, float]] | None = None,
+) -> tuple[list[float], list[float]]:
+    """Start and end of every job when each stream is a queue and ``waits[job]`` lists the jobs that it waits for."""
+    sharing = rivals(streams)
+    coresidence = None
+    if any(sharing):
+        coresidence = Coresidence([s.sms for s in streams], sharing, jobs.operators, pairs or {}, jobs.seconds_on)
+    trace = simulate(len(jobs.stream), [jobs.modes] * len(streams), _Queues(jobs.stream, len(streams), waits), coresidence)
+    return trace.start, trace.end
+
+
+class _Queues:
+    """The policy of streams: each runs its queue in order, a job as soon as what it waits for is done."""
+
+    def __init__(self, stream: Sequence[int], streams: int, waits: Sequence[Sequence[int]]) -> None:
+        self.queues: list[list[int]] = [[] for _ in range(streams)]
+        for job in range(len(stream) - 1, -1, -1):
+            self.queues[stream[job]].append(job)
+        self.missing = [len(waited) for waited in waits]
+        self.waiters: list[list[int]] = [[] for _ in stream]
+        for job, waited in enumerate(waits):
+            for other in waited:
+                self.waiters[other].append(job)
+
+    def next(self, lane: int, running: Sequence[int]) -> int:
+        queue = self.queues[lane]
+        return queue.pop() if queue and not self.missing[queue[-1]] else -1
+
+    def done(self, job: int) -> None:
+        for waiter in self.waiters[job]:
+            self.missing[waiter] -= 1

@@ -1,0 +1,198 @@
+"""Saving a timeline as a Kineto trace, and reading back what was saved."""
+
+from __future__ import annotations
+
+import json
+import os
+import reprlib
+import sys
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from nanort.errors import FileError, NewerVersionError, TruncatedFileError
+from nanort.timeline import kineto, units
+from nanort.timeline.events import KINDS, Activity, Timeline
+
+SCHEMA, VERSION = "nanort.timeline", 1
+CHUNK = 4096  # rows encoded at once: the encoder is fastest on lists, and the file need not be in memory
+ABOUT = {
+    "kind": str,
+    "device": str,
+    "foreign": bool,
+    "failure": str,
+    "sm_capacity": int,
+    "hbm_bandwidth": float,
+    "h2d_bandwidth": float,
+    "d2h_bandwidth": float,
+}
+LONGEST_NANOSECONDS = 2**51  # 26 days: further on, a float of microseconds no longer tells nanoseconds apart
+
+
+def save(timeline: Timeline, path: str | os.PathLike[str], plan: Timeline | None = None) -> None:
+    """Write ``timeline``, and ``plan`` beside it, to ``path`` at once: a reader sees the old file or the new one.
+
+    Raises:
+        FileError: a figure is NaN or infinite, or the run too long to be told to the nanosecond.
+    """
+    target = Path(path)
+    draft = target.with_name(f".{uuid.uuid4().hex}.tmp")
+    try:
+        with draft.open("x", encoding="ascii") as file:
+            file.writelines(_encoded(timeline, plan))
+        draft.replace(target)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _encoded(timeline: Timeline, plan: Timeline | None) -> Iterator[str]:
+    """The file in pieces: its head, then the rows."""
+    longest = max(timeline.makespan, plan.makespan if plan else 0.0)
+    if longest * 1e9 > LONGEST_NANOSECONDS:
+        raise FileError(f"a run of {units.duration(longest)} cannot be saved to the nanosecond: 26 days are the most")
+    never = np.flatnonzero(np.isnan(timeline.start)).tolist()
+    about = {"schema": SCHEMA, "version": VERSION} | {name: getattr(timeline, name) for name in ABOUT}
+    about |= {"events_expected": len(timeline), "events_recorded": len(timeline) - len(never)}
+    about["never_ran"] = [
+        {"name": timeline.activities[index].name, "args": kineto.describe(timeline.activities[index], index)}
+        for index in never
+    ]
+    head = {"schemaVersion": 1, "distributedInfo": {"rank": 0}, "displayTimeUnit": "ns", "nanort": about}
+    yield f'{_encode(head)[:-1]}, "traceEvents": ['
+    rows, separator = kineto.rows(timeline, plan), "\n"
+    while chunk := list(islice(rows, CHUNK)):
+        yield separator + _encode(chunk)[1:-1]
+        separator = ",\n"
+    yield "\n]}\n"
+
+
+def _encode(value: object) -> str:
+    try:
+        return json.dumps(value, allow_nan=False)
+    except ValueError as error:
+        raise FileError("a NaN or infinite figure cannot be saved: give finite work and bandwidths") from error
+
+
+def load(path: str | os.PathLike[str]) -> Timeline:
+    """The timeline, without its plan, that :func:`save` wrote to ``path``.
+
+    Raises:
+        TruncatedFileError: the file is cut short, or is no timeline.
+        NewerVersionError: a newer nanort wrote it.
+        FileError: it says something that cannot be.
+    """
+    trace = _parsed(Path(path))
+    about = _Fields(trace.take("nanort", dict), f"{path}: nanort")
+    kind = about.take("kind", str)
+    if kind not in KINDS:
+        about.refuse("kind", f"one of {', '.join(KINDS)}")
+    rows = [
+        _Fields(row, f"{path}: row {number}")
+        for number, row in enumerate(trace.take("traceEvents", list))
+        if isinstance(row, dict) and row.get("pid") == kineto.ACTUAL and row.get("ph") in ("X", "B")
+    ]
+    never = [_Fields(row, f"{path}: never_ran {number}") for number, row in enumerate(about.take("never_ran", list))]
+    expected, recorded = about.take("events_expected", int), about.take("events_recorded", int)
+    if len(rows) != recorded or recorded + len(never) != expected:
+        raise TruncatedFileError(
+            f"{path} holds {len(rows)} of {recorded} events that ran, and {len(never)} that did not, of {expected}: "
+            "it was cut short, save it again"
+        )
+    start, end = np.full(expected, np.nan), np.full(expected, np.nan)
+    activities: dict[int, Activity] = {}
+    for row in rows + never:
+        index, activity = _activity(row, expected)
+        if index in activities:
+            row.refuse("args", f"of an event of its own: event {index} is there twice")
+        activities[index] = activity
+        if "ts" in row.data:
+            begin = row.nanoseconds("ts")
+            start[index] = begin / 1e9
+            if row.data["ph"] == "X":
+                end[index] = (begin + row.nanoseconds("dur")) / 1e9
+    return Timeline(
+        [activities[index] for index in range(expected)],
+        start,
+        end,
+        **{name: about.take(name, kind_of) for name, kind_of in ABOUT.items()},
+    )
+
+
+def _parsed(path: Path) -> _Fields:
+    """The file as JSON, once it is known to be a timeline of a version that can be read."""
+
+    def refuse(constant: str) -> NoReturn:
+        raise FileError(f"{path} holds {constant}, which is no number: save it again")
+
+    try:
+        data = json.loads(path.read_bytes(), parse_constant=refuse)
+    except FileError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise TruncatedFileError(f"{path} is cut short, or is not JSON: {error}") from error
+    about = data.get("nanort") if isinstance(data, dict) else None
+    if not isinstance(about, dict) or about.get("schema") != SCHEMA:
+        raise TruncatedFileError(f"{path} is no timeline: load what Timeline.save wrote")
+    version = _Fields(about, f"{path}: nanort").take("version", int)
+    if version > VERSION:
+        raise NewerVersionError(
+            f"{path} has version {version}, this nanort reads up to {VERSION}: update nanort to load it"
+        )
+    return _Fields(data, str(path))
+
+
+def _activity(row: _Fields, expected: int) -> tuple[int, Activity]:
+    """One activity and its index."""
+    args = _Fields(row.take("args", dict), row.where)
+    index = args.take("index", int)
+    if index >= expected:
+        args.refuse("index", f"less than the {expected} events")
+    waits = []
+    for wait in args.take("waits", list, []):
+        match wait:
+            case [int(waited), str(reason)] if 0 <= waited < expected:
+                waits.append((waited, reason))
+            case _:
+                args.refuse("waits", f"a list of [index below {expected}, reason]")
+    return index, Activity(
+        name=row.take("name", str),
+        operator=args.take("operator", str),
+        stream=args.take("lane", str),
+        scope=tuple(args.take("scope", dict, {}).items()),
+        waits=tuple(waits),
+        **{name: args.take(name, type(usual), usual) for name, usual in kineto.USUAL.items()},
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Fields:
+    """A JSON object whose fields are taken strictly; ``where`` says which object, for errors."""
+
+    data: dict[str, Any]
+    where: str
+
+    def take(self, key: str, kind: type, usual: object = None) -> Any:
+        """The field of exactly this type; numbers are finite and not negative."""
+        value = self.data.get(key, usual)
+        if kind is float and type(value) is int and value <= sys.float_info.max:
+            value = float(value)
+        if type(value) is not kind or (kind in (int, float) and not 0 <= value <= sys.float_info.max):
+            self.refuse(key, f"a {kind.__name__}{' of zero or more' if kind in (int, float) else ''}")
+        return value
+
+    def nanoseconds(self, key: str) -> int:
+        """A field of microseconds in whole nanoseconds."""
+        whole = round(self.take(key, float) * 1e3)
+        if whole > LONGEST_NANOSECONDS:
+            self.refuse(key, "at most 26 days")
+        return whole
+
+    def refuse(self, key: str, what: str) -> NoReturn:
+        """Say that the field must be ``what``."""
+        value = reprlib.repr(self.data[key]) if key in self.data else "missing"
+        raise FileError(f"{self.where}: {key} is {value}, not {what}")
