@@ -70,20 +70,23 @@ def _prove(op: Op, kinds: tuple[Parameter, ...], statics: tuple[tuple[str, Any],
     example = op.arguments(**static)
     if example is None:
         raise BatchFlowError("shapes alone do not prove that pieces make the whole: give it example= or axes='rows'")
-    if len(example) < sum(kind[0] is not LITERAL for kind in kinds):
-        raise BatchFlowError(f"its example has {len(example)} arguments, the call {len(kinds)}")
+    tensors = [k for k, kind in enumerate(kinds) if kind[0] is not LITERAL]
+    ranks = [kinds[k][0] for k in tensors]
+    given = [example[k].dim() if isinstance(example[k], torch.Tensor) else None for k in tensors if k < len(example)]
+    if given != ranks:  # a softmax over dimension -2 mixes the rows of a matrix, and not those of a stack of matrices
+        raise BatchFlowError(f"its example has tensors of {given} dimensions, the call of {ranks}: give one like the call")
     args = [kind[1] if kind[0] is LITERAL else _double(example[k]) for k, kind in enumerate(kinds)]
     along = [None if kind[0] is LITERAL else kind[1] for kind in kinds]
-    if any(axis is not None and axis >= args[k].dim() for k, axis in enumerate(along)):
-        raise BatchFlowError("its example has too few dimensions for the batch axis of the call: give a larger one")
-    sizes = {args[k].shape[axis] for k, axis in enumerate(along) if axis is not None}
-    if len(sizes) != 1 or (rows := sizes.pop()) < 3:
-        raise BatchFlowError(f"its example has batches of {sorted(sizes)} rows: give one of at least 3 along {along}")
+    sizes = sorted({args[k].shape[axis] for k, axis in enumerate(along) if axis is not None})
+    if len(sizes) != 1 or (rows := sizes[0]) < 3:
+        raise BatchFlowError(f"its example has batches of {sizes} rows: give one of at least 3 along {along}")
     whole = _run(op, args, along, [(0, rows)], static, axes)
     for cuts in ((rows // 2,), (1,), (rows - 1,), (rows // 3, 2 * rows // 3), tuple(range(1, rows))):
         pieces = list(zip((0, *cuts), (*cuts, rows), strict=True))
         if not all(_close(a, b) for a, b in zip(whole, _run(op, args, along, pieces, static, axes), strict=True)):
-            raise BatchFlowError(f"rows depend on one another: cut at {list(cuts)}, its example gives other numbers")
+            raise BatchFlowError(
+                f"cut at {list(cuts)}, its example gives other numbers: rows depend on one another, or it draws random ones"
+            )
 
 
 def _run(
@@ -98,12 +101,16 @@ def _run(
     owned = [arg.clone() if isinstance(arg, torch.Tensor) else arg for arg in args]
     results: list[tuple[torch.Tensor, ...]] = []
     with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(len(pieces))  # drawn in a row, random numbers of pieces would be the whole's
         for low, high in pieces:
             parts = [
                 arg if axis is None else arg.narrow(axis, low, high - low)
                 for arg, axis in zip(owned, along, strict=True)
             ]
-            result = op.reference(*parts, **static)
+            try:
+                result = op.reference(*parts, **static)
+            except REFUSALS as error:
+                raise BatchFlowError(f"its reference refuses rows {low}:{high} of its example: {error}") from error
             results.append(result if isinstance(result, tuple) else () if result is None else (result,))
     joined = [torch.cat(column, dim=axis) for column, axis in zip(_columns(results), axes, strict=True)]
     return joined + [owned[position] for position in op.writes]
@@ -121,7 +128,8 @@ def _double(argument: Any) -> Any:
 def _close(whole: torch.Tensor, pieces: torch.Tensor) -> bool:
     if whole.shape != pieces.shape:
         return False
-    if not whole.is_floating_point():
+    if not (whole.is_floating_point() or whole.is_complex()):
         return torch.equal(whole, pieces)
+    tolerance = max(1e-6, 4 * torch.finfo(whole.dtype).eps)  # references may compute in float32 inside
     scale = max(1.0, whole.abs().nan_to_num(0.0, 0.0, 0.0).max().item()) if whole.numel() else 1.0
-    return torch.allclose(whole, pieces, rtol=1e-9, atol=1e-9 * scale, equal_nan=True)
+    return torch.allclose(whole, pieces, rtol=tolerance, atol=tolerance * scale, equal_nan=True)

@@ -1,1 +1,45 @@
-"""Operators with their demands, imported as nanort.ops."""
+"""Operators with their demands, imported as nanort.ops: those of a Llama decoder, and the copies around it.
+
+On tensors they compute; on Values they make nodes whose demand is known.
+
+>>> import torch, nanort as nr
+>>> from nanort import ops
+>>> ops.silu_mul(torch.tensor([0.0, 1.0]), torch.tensor([2.0, 2.0]))
+tensor([0.0000, 1.4621])
+>>> g = nr.Graph("dense")
+>>> ops.linear(g.input("x", (64, 128), torch.bfloat16), g.constant("w", (256, 128), torch.bfloat16))
+linear: bfloat16[64, 256]
+>>> g.nodes[0].demand
+Demand(flops=4194304, hbm_bytes=114688)
+"""
+
+from nanort.ops.activation import silu_mul
+from nanort.ops.attention import decode_attention, prefill_attention
+from nanort.ops.embedding import embedding
+from nanort.ops.kv import kv_append, page_gather, page_scatter
+from nanort.ops.linear import linear
+from nanort.ops.norm import add_rms_norm, rms_norm
+from nanort.ops.rope import rope
+from nanort.ops.rows import gather, scatter
+from nanort.ops.sampling import argmax, sample
+from nanort.ops.transfer import to_device, to_host
+
+__all__ = [
+    "add_rms_norm",
+    "argmax",
+    "decode_attention",
+    "embedding",
+    "gather",
+    "kv_append",
+    "linear",
+    "page_gather",
+    "page_scatter",
+    "prefill_attention",
+    "rms_norm",
+    "rope",
+    "sample",
+    "scatter",
+    "silu_mul",
+    "to_device",
+    "to_host",
+]

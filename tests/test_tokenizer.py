@@ -116,7 +116,7 @@ def test_smollm2_chats(smollm2: Tokenizer) -> None:
     ids = smollm2.encode(prompt, special=True)
     assert [token_id for token_id in ids if token_id < 17] == [1, 2, 1, 2, 1]
     assert ids[-11:] == [198, 1, 4093, 198, 26843, 2, 198, 1, 520, 9531, 198]
-    assert (smollm2.eos_ids, smollm2.vocab_size) == ({2}, 49152)
+    assert (smollm2.eos_ids, smollm2.vocab_size) == (frozenset({2}), 49152)
 
 
 @needs_smollm2
@@ -143,6 +143,17 @@ def test_folder_is_read(tmp_path: Path) -> None:
     assert tokenizer.vocab_size == 259
     assert [alphabet()[token_id] for token_id in tokenizer.encode("tin é")] == ["<s>", "t", "in", "Ġ", "Ã", "©"]
     assert tokenizer.decode(tokenizer.encode("tin é")) == "tin é"
+
+
+def test_limits_of_a_training_run_are_lifted(tmp_path: Path) -> None:
+    path = write_folder(tmp_path) / "tokenizer.json"
+    backend = tokenizers.Tokenizer.from_file(str(path))
+    backend.enable_truncation(max_length=4)
+    backend.enable_padding(length=8)
+    backend.save(str(path))
+    for text in ("t", "t" * 20):
+        assert Tokenizer.of(tmp_path).encode(text, special=True) == [alphabet().index("t")] * len(text)
+        assert len(Tokenizer.of(tmp_path).encode(text)) == 1 + len(text)
 
 
 def test_a_finished_prompt_gets_no_second_beginning(tmp_path: Path) -> None:

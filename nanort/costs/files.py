@@ -21,7 +21,11 @@ def write(path: str | os.PathLike[str], schema: str, version: int, fields: Mappi
     """
     target = Path(path)
     head = {"schema": schema, "version": version}
-    text = "{\n" + ",\n".join(f"{_encode(key, path)}: {_lines(value, path)}" for key, value in (head | fields).items()) + "\n}\n"
+    text = (
+        "{\n"
+        + ",\n".join(f"{_encode(key, path)}: {_lines(value, path)}" for key, value in (head | fields).items())
+        + "\n}\n"
+    )
     draft = target.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
         draft.write_text(text, encoding="utf-8")

@@ -6,16 +6,13 @@ import hashlib
 import math
 import os
 from collections.abc import Iterable
-from dataclasses import astuple, dataclass
-from typing import Any
+from dataclasses import astuple, dataclass, fields
 
 from nanort.costs import files
 from nanort.errors import CostError, FileError
 from nanort.graph import Node
 
 SCHEMA, VERSION = "nanort.profile", 1
-
-Key = tuple[str, tuple[tuple[int, ...], ...], str, float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +38,7 @@ class Measurement:
     @staticmethod
     def of(node: Node, kernel: str, sms: int, seconds: float) -> Measurement:
         """The measurement of a node of some graph; it holds for every equal call."""
-        operator, shapes, dtype, flops, hbm_bytes = _key(node)
+        operator, shapes, dtype, flops, hbm_bytes = _call(node)
         return Measurement(operator, kernel, shapes, dtype, flops, hbm_bytes, sms, seconds)
 
 
@@ -55,7 +52,9 @@ class Pair:
     second_slowdown: float
 
     def __post_init__(self) -> None:
-        if not all(math.isfinite(slowdown) and slowdown >= 1 for slowdown in (self.first_slowdown, self.second_slowdown)):
+        if not all(
+            math.isfinite(slowdown) and slowdown >= 1 for slowdown in (self.first_slowdown, self.second_slowdown)
+        ):
             raise CostError(f"{self}: side by side, nothing is faster than alone: slowdowns are 1 or more")
 
 
@@ -68,8 +67,11 @@ class Profile:
     Args:
         device, sms: name and SMs of the device.
         machine: what else tells it from others of its name: driver, clocks, host.
-        measurements: solo seconds; a call measured twice keeps the last.
+        measurements: seconds of calls alone.
         pairs: slowdowns of co-resident operators.
+
+    Raises:
+        CostError: something was measured twice.
     """
 
     def __init__(
@@ -78,12 +80,104 @@ class Profile:
         self.device = device
         self.sms = sms
         self.machine = machine
-        self.measurements = tuple(sorted(set(measurements), key=astuple))
-        self.pairs = {(pair.first, pair.second): (pair.first_slowdown, pair.second_slowdown) for pair in pairs}
-        self._points: dict[Key, dict[str, dict[int, float]]] = {}
-        for m in measurements if isinstance(measurements, (list, tuple)) else self.measurements:
-            kernels = self._points.setdefault((m.operator, m.shapes, m.dtype, m.flops, m.hbm_bytes), {})
-            kernels.setdefault(m.kernel, {})[m.sms] = m.seconds
+        self.measurements = tuple(sorted(measurements, key=astuple))
+        self.pairs = tuple(sorted(pairs, key=astuple))
+        self.slowdowns = {(pair.first, pair.second): (pair.first_slowdown, pair.second_slowdown) for pair in self.pairs}
+        self._points: dict[_Call, dict[str, dict[int, float]]] = {}
+        for m in self.measurements:
+            call = (m.operator, m.shapes, m.dtype, m.flops, m.hbm_bytes)
+            points = self._points.setdefault(call, {}).setdefault(m.kernel, {})
+            if points.setdefault(m.sms, m.seconds) != m.seconds:
+                raise CostError(
+                    f"{m.operator} ({m.kernel}) on {m.sms} SMs was measured twice: keep one of {m.seconds} and {points[m.sms]}"
+                )
+        if len({frozenset(pair) for pair in self.slowdowns}) < len(self.pairs):
+            raise CostError("a pair of operators was measured twice: keep one measurement of each")
 
     def __repr__(self) -> str:
-        return f"Profile({self.device}, {self.machine!r}: {len(self.measurements)} measurements, {len(self.pairs)} pairs)"
+        return (
+            f"Profile({self.device}, {self.machine!r}: {len(self.measurements)} measurements, {len(self.pairs)} pairs)"
+        )
+
+    def fastest(self, node: Node, sms: int) -> tuple[float, str] | None:
+        """Seconds and kernel of the fastest measured way to run ``node`` on ``sms`` SMs; None where nothing tells."""
+        kernels = self._points.get(_call(node), {})
+        found = ((_interpolated(points, sms), kernel) for kernel, points in kernels.items())
+        return min(((seconds, kernel) for seconds, kernel in found if seconds is not None), default=None)
+
+    def measured_sms(self, node: Node) -> set[int]:
+        """The SM counts on which ``node`` was measured."""
+        return {sms for points in self._points.get(_call(node), {}).values() for sms in points}
+
+    @property
+    def identity(self) -> str:
+        """A digest of all that was measured, by which plans name the profile they were made with."""
+        return hashlib.sha256(
+            repr((self.device, self.sms, self.machine, self.measurements, self.pairs)).encode()
+        ).hexdigest()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes a JSON file, a measurement a line."""
+        files.write(
+            path,
+            SCHEMA,
+            VERSION,
+            {
+                "device": self.device,
+                "sms": self.sms,
+                "machine": self.machine,
+                "columns": [field.name for field in fields(Measurement)],
+                "measurements": [astuple(measurement) for measurement in self.measurements],
+                "pairs": [astuple(pair) for pair in self.pairs],
+            },
+        )
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> Profile:
+        """The profile that :meth:`save` wrote.
+
+        Raises:
+            TruncatedFileError, NewerVersionError, FileError: the file cannot be read.
+            CostError: it states figures that cannot have been measured.
+        """
+        kinds = {"device": str, "sms": int, "machine": str, "columns": list, "measurements": list, "pairs": list}
+        data = files.record(files.read(path, SCHEMA, VERSION), str(path), kinds)
+        if data["columns"] != [field.name for field in fields(Measurement)]:
+            raise FileError(
+                f"{path}: columns are {data['columns']}, not {[field.name for field in fields(Measurement)]}"
+            )
+        measurements = []
+        for number, line in enumerate(data["measurements"]):
+            where = f"{path}: measurement {number}"
+            operator, kernel, shapes, *rest = files.row(line, where, (str, str, list, str, float, float, int, float))
+            sizes = tuple(
+                tuple(files.row(shape, where, (int,) * len(shape))) for shape in shapes if isinstance(shape, list)
+            )
+            if len(sizes) < len(shapes):
+                raise FileError(f"{where}: {shapes} is not a list of shapes")
+            measurements.append(Measurement(operator, kernel, sizes, *rest))
+        pairs = [
+            Pair(*files.row(line, f"{path}: pair {number}", (str, str, float, float)))
+            for number, line in enumerate(data["pairs"])
+        ]
+        return Profile(data["device"], data["sms"], data["machine"], measurements, pairs)
+
+
+_Call = tuple[str, tuple[tuple[int, ...], ...], str, float, float]
+
+
+def _call(node: Node) -> _Call:
+    """What makes two calls take the same time."""
+    shapes = tuple(value.shape for value in node.inputs)
+    return node.op.name, shapes, str(node.dtype).removeprefix("torch."), node.demand.flops, node.demand.hbm_bytes
+
+
+def _interpolated(points: dict[int, float], sms: int) -> float | None:
+    """Seconds on ``sms`` SMs by a + b / n through the measured neighbours, or None outside of them."""
+    if sms in points:
+        return points[sms]
+    below, above = max((n for n in points if n < sms), default=0), min((n for n in points if n > sms), default=0)
+    if not below or not above:
+        return None
+    weight = (1 / sms - 1 / above) / (1 / below - 1 / above)
+    return points[below] * weight + points[above] * (1 - weight)

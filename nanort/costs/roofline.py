@@ -62,7 +62,7 @@ class Costs:
 
     def key(self, node: Node) -> Hashable:
         """All that the cost of a node depends on, besides the SMs."""
-        base = (node.demand, node.dtype, tuple(node.op.kernels))
+        base = (node.demand, node.dtype, node.sms, tuple(node.op.kernels))
         return (*base, node.op.name, tuple(value.shape for value in node.inputs)) if self.profile else base
 
     def solo(self, node: Node, sms: int) -> Cost:

