@@ -146,7 +146,9 @@ def random_weights(config: DecoderConfig, dtype: torch.dtype, seed: int = 0) -> 
 def _architecture(config: Mapping[str, Any]) -> str:
     named = config.get("architectures") or ["none"]
     if len(named) != 1 or named[0] not in _DEFAULTS:
-        raise UnsupportedModelError(f"architecture {', '.join(map(str, named))} is not supported: only {list(_DEFAULTS)}")
+        raise UnsupportedModelError(
+            f"architecture {', '.join(map(str, named))} is not supported: {list(_DEFAULTS)} are"
+        )
     return str(named[0])
 
 

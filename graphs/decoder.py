@@ -26,19 +26,24 @@ def decoder(
     """The graph of one step; its outputs are ``tokens`` (requests,) and ``logits`` (requests, vocab).
 
     Args:
+        config: the sizes of the model.
         layout: the rows of the step: decode, then prefill.
-        pages, page_size: of the KV cache, in pages and tokens of each.
-        requests, table_width: rows and columns of the page table.
+        pages: how many pages the KV cache has.
+        page_size: how many tokens each of them holds.
+        requests: how many requests have rows in this step.
+        table_width: how many pages a request may have.
+        dtype: of weights, cache and what is computed.
+        name: of the graph.
         sampling: draws the tokens by ``uniform``, ``temperature``, ``top_k`` and ``top_p`` (requests,) instead of
             taking the likeliest.
 
     Inputs, one entry a row: ``tokens``, ``positions`` (in the request), ``slots`` (of the cache, page * page_size +
-    offset) and ``requests`` (row of the page table). Besides: ``pages`` (requests, table_width), and ``last``
-    (requests,), the row of this step, as packed, that each request's next token follows from.
+    offset) and ``requests`` (row of the page table). Besides: the page table ``pages`` (requests, table_width), and
+    ``last`` (requests,), the packed row of this step that each request's next token follows from.
     States are ``kv.0``, ``kv.1``, ... of shape (pages, 2, page_size, kv_heads, head_dim), constants the weights.
     """
     g = nr.Graph(name, layout)
-    step = Step.inputs(g, config, pages, page_size, requests, table_width, dtype)
+    step = Step.inputs(g, config, (pages, page_size), (requests, table_width), dtype)
     x, residual = step.embed()
     for i in range(config.layers):
         with g.scope(layer=i):
@@ -64,23 +69,23 @@ class Step:
 
     @classmethod
     def inputs(
-        cls, g: nr.Graph, config: DecoderConfig, pages: int, page_size: int, requests: int, table_width: int, dtype: torch.dtype
+        cls, g: nr.Graph, config: DecoderConfig, cache: tuple[int, int], table: tuple[int, int], dtype: torch.dtype
     ) -> Step:
-        """Declares the inputs, constants and states of the step."""
+        """Declares inputs, constants and states, for a ``cache`` of (pages, page_size) and a page ``table``'s shape."""
         assert g.layout is not None
         per_row = (g.layout.rows,), torch.int64
-        cache = (pages, 2, page_size, config.kv_heads, config.head_dim)
+        kv = (cache[0], 2, cache[1], config.kv_heads, config.head_dim)
         return cls(
             graph=g,
             config=config,
             weights={name: g.constant(name, *spec) for name, spec in config.weights(dtype).items()},
-            kv=[g.state(f"kv.{i}", cache, dtype) for i in range(config.layers)],
+            kv=[g.state(f"kv.{i}", kv, dtype) for i in range(config.layers)],
             tokens=g.input("tokens", *per_row, batch=0),
             positions=g.input("positions", *per_row, batch=0),
             slots=g.input("slots", *per_row, batch=0),
             requests=g.input("requests", *per_row, batch=0),
-            pages=g.input("pages", (requests, table_width), torch.int32),
-            last=g.input("last", (requests,), torch.int64),
+            pages=g.input("pages", table, torch.int32),
+            last=g.input("last", table[:1], torch.int64),
         )
 
     def embed(self) -> tuple[nr.Value, nr.Value]:

@@ -25,20 +25,20 @@ def offload(
 ) -> nr.Graph:
     """A step of :func:`decoder` that saves ``swap_out`` pages to the host and loads ``swap_in`` pages from it.
 
-    Both belong to no request of the step: the first hold requests that have finished or that wait, the second are for
-    requests to come, and may be the same pages. So no attention waits for them: in the cells of the layout they are
-    ``elsewhere``, and the only order between pages moved and pages used is that of a page that is saved, then loaded.
+    None of them belongs to a request of the step: the first hold requests that have finished or wait, the second are
+    for requests to come, and may be the same pages. So attention does not wait for them, they are ``elsewhere`` in the
+    layout's cells, and nothing is ordered but that a layer's pages are saved before others are loaded over them.
 
-    Each layer's pages are gathered before its compute is called and scattered after it. Gather and scatter need HBM and
-    few SMs, both copies need none, so a scheduler is free to run them beside any layer; one that keeps the order of the
-    calls still copies a layer's pages, each way, while that layer computes. Contiguous staging makes one copy of many
-    pages, which PCIe needs to be fast.
+    Each layer's pages are gathered before its compute is called and scattered after it. The copies in between need no
+    SMs, so a scheduler is free to run them beside any layer, and even one that keeps the order of the calls copies a
+    layer's pages, both ways, while that layer computes. They go through contiguous staging, one copy for many pages,
+    because PCIe is slow with small ones.
 
-    Besides those of a decoder, inputs are ``swap_out`` and ``swap_in``, page numbers, and on the host ``loaded.0``, ...:
-    pages (swap_in, 2, page_size, kv_heads, head_dim) of every layer; outputs are ``saved.0``, ... on the host.
+    Inputs besides a decoder's: the page numbers ``swap_out`` and ``swap_in``, and on the host the pages of each layer,
+    ``loaded.0``, ... (swap_in, 2, page_size, kv_heads, head_dim). Outputs besides, on the host too: ``saved.0``, ...
     """
     g = nr.Graph(name, layout)
-    step = Step.inputs(g, config, pages, page_size, requests, table_width, dtype)
+    step = Step.inputs(g, config, (pages, page_size), (requests, table_width), dtype)
     leaving = g.input("swap_out", (swap_out,), torch.int64)
     entering = g.input("swap_in", (swap_in,), torch.int64)
     x, residual = step.embed()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-
-import nanort as nr
 from nanort.graphs.config import DecoderConfig
 from nanort.graphs.decoder import decoder
+
+import nanort as nr
 
 PAGE_SIZE = 16
 
@@ -14,7 +14,7 @@ PAGE_SIZE = 16
 def decoder_step(
     config: DecoderConfig, *, decode: int, context: int, prefill: int, dtype: torch.dtype = torch.bfloat16
 ) -> nr.Graph:
-    """The graph of one step: ``decode`` rows that each read ``context`` cached tokens, and ``prefill`` rows of a prompt."""
+    """The graph of one step: ``decode`` rows that read ``context`` cached tokens each, ``prefill`` rows of a prompt."""
     requests, pages = _pages(decode, context, prefill)
     return decoder(
         config,

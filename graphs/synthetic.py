@@ -1,8 +1,11 @@
 """Seeded families of random DAGs with small real tensors, on which schedulers and executors are tried.
 
-Values are whole numbers below 251 held in floats and every operator is arithmetic modulo 251. So every result is exact:
-a graph gives the same bits however it is cut, ordered and threaded, and a value that is read too early shows for good.
-Demands are those of a large model, so that plans are interesting: at size 1 a node takes about 0.1 ms on an H200.
+Every operator is of graphs/modular.py, so results are exact. A graph of ``n`` nodes has exactly so many.
+
+>>> graph = layered(1000, seed=7)
+>>> graph
+Graph layered-1000-7: 1000 nodes, 1462 edges, 4 inputs, 4 constants, 8 states, 7 outputs
+>>> outputs = graph.eager(**tensors(graph, seed=7))
 """
 
 from __future__ import annotations
@@ -15,83 +18,10 @@ import torch
 
 import nanort as nr
 from nanort.errors import GraphError, InputDtypeError
+from nanort.graphs.modular import PRIME, WORK, affine, combine, download, matmul, multiply, recall, upload, write
 
-PRIME = 251
-ROWS, DECODE, WIDTH = 16, 6, 16  # of every value: rows, those that g.split calls decode, columns
-MEMORY_ROWS = 32
-
-WORK = {
-    "compute": nr.Demand(flops=4e9, hbm_bytes=1e6),
-    "memory": nr.Demand(flops=1e8, hbm_bytes=25e6),
-    "narrow": nr.Demand(flops=4e8, hbm_bytes=2e6, sms=(4, 16)),
-    "upload": nr.Demand(h2d_bytes=3e5, sms=(0, 0)),
-    "download": nr.Demand(d2h_bytes=3e5, sms=(0, 0)),
-}
-"""The work of one row, by the kind that a node is of."""
-
-
-def _work(*args: torch.Tensor, out: Any, kind: str, size: float) -> nr.Demand:
-    return WORK[kind].scaled(size * args[0].shape[0])
-
-
-def _numbers(count: int, rows: int = 7) -> tuple[torch.Tensor, ...]:
-    values = torch.randint(0, PRIME, (count, rows, WIDTH), generator=torch.Generator().manual_seed(0)).double()
-    return tuple(values)
-
-
-def _examples(count: int) -> Callable[..., tuple[torch.Tensor, ...]]:
-    return lambda **_: _numbers(count)
-
-
-@nr.op(demand=_work, example=_examples(16))
-def combine(*values: torch.Tensor, kind: str, size: float) -> torch.Tensor:
-    """Once the first value, twice the second, and so on: up to 16 of them."""
-    total = torch.zeros_like(values[0])
-    for factor, value in enumerate(values, 1):
-        total += factor * value
-    return total % PRIME
-
-
-@nr.op(demand=_work, example=_examples(2))
-def multiply(x: torch.Tensor, y: torch.Tensor, *, kind: str, size: float) -> torch.Tensor:
-    """The product and one, so that no value dies out."""
-    return (x * y + 1) % PRIME
-
-
-@nr.op(demand=_work, example=lambda **_: (*_numbers(1), *_numbers(1, WIDTH)))
-def matmul(x: torch.Tensor, weight: torch.Tensor, *, kind: str, size: float) -> torch.Tensor:
-    """The product of ``x`` (rows, k) and ``weight`` (k, n)."""
-    return (x @ weight) % PRIME
-
-
-@nr.op(demand=_work, example=_examples(1))
-def affine(x: torch.Tensor, *, kind: str, size: float) -> torch.Tensor:
-    """Three times the value, and one."""
-    return (3 * x + 1) % PRIME
-
-
-@nr.op(demand=_work, example=_examples(1))
-def upload(x: torch.Tensor, *, kind: str, size: float) -> torch.Tensor:
-    """A copy on the device."""
-    return x.clone()
-
-
-@nr.op(demand=_work, example=_examples(1), to="host")
-def download(x: torch.Tensor, *, kind: str, size: float) -> torch.Tensor:
-    """A copy on the host."""
-    return x.clone()
-
-
-@nr.op(demand=_work, writes=("memory",), axes="whole", example=_examples(2))
-def write(memory: torch.Tensor, x: torch.Tensor, *, kind: str, size: float) -> None:
-    """Doubles ``memory`` and adds the sum of the rows of ``x`` to each of its own: the order of two writes shows."""
-    memory.mul_(2).add_(x.sum(dim=0)[: memory.shape[1]]).remainder_(PRIME)
-
-
-@nr.op(demand=_work, example=_examples(2))
-def recall(x: torch.Tensor, memory: torch.Tensor, *, kind: str, size: float) -> torch.Tensor:
-    """The sum of all of ``memory`` added to every element of ``x``."""
-    return (x + memory.sum()) % PRIME
+ROWS, DECODE, WIDTH = 16, 6, 16  # of every value: rows, those of them that g.split calls decode, columns
+MEMORY_ROWS = 32  # of a state
 
 
 def layered(
@@ -104,11 +34,11 @@ def layered(
     variety: float = 0.3,
     cuttable: bool = True,
 ) -> nr.Graph:
-    """``n`` nodes in layers of about ``width``, each reading up to ``fan_in`` (at most 16) values of the layer before.
+    """``n`` nodes in layers of about ``width``; each reads up to ``fan_in`` (at most 16) values of the layer before.
 
-    The arguments of all families: work of nodes is spread from 1/``spread`` to ``spread``; ``variety`` is the share of
-    steps that are no plain operator, but slices, a split and a join, a state changed in place, or a transfer there and
-    back; one that is ``cuttable`` has no slices along the batch, and nano_batch can cut it.
+    The arguments of all families: sizes of nodes go from 1/``spread`` to ``spread``; ``variety`` is the share of steps
+    that are no plain operator, but slices, a split and a join, a state changed in place, or a transfer and back; a
+    graph that is ``cuttable`` has no slices along the batch, so that nano_batch can cut it.
     """
     maker = _Maker(f"layered-{n}-{seed}", n, seed, spread, variety, cuttable)
     layer = [maker.input() for _ in range(min(width, 4))]
@@ -171,9 +101,7 @@ def series_parallel(
     return maker.finish()
 
 
-def llm_like(
-    n: int, seed: int = 0, *, spread: float = 4.0, variety: float = 0.3, cuttable: bool = True
-) -> nr.Graph:
+def llm_like(n: int, seed: int = 0, *, spread: float = 4.0, variety: float = 0.3, cuttable: bool = True) -> nr.Graph:
     """``n`` nodes in layers of a decoder's shape, a cache written and read in each and pages moved beside it.
 
     See :func:`layered` for the other arguments.
@@ -191,9 +119,8 @@ def llm_like(
                 node(recall, decode, cache[:ROWS], kind="memory"), node(recall, prefill, cache, kind="compute")
             )
             value = node(combine, value, node(matmul, attention, maker.weight(), kind="compute"), kind="memory")
-            up = node(matmul, value, maker.weight(), kind="compute")
+            value = node(matmul, value, maker.weight(), kind="compute")
             node(write, cache[ROWS:], node(upload, moved), kind="memory")
-            value = up
         layer += 1
     while maker.room:
         value = maker.step(value)
@@ -205,7 +132,11 @@ def random_dag(seed: int, n: int | None = None) -> nr.Graph:
     rng = random.Random(seed)
     nodes = rng.randint(1, 40) if n is None else n
     width = rng.randint(1, 8)
-    common = {"spread": rng.choice((1.0, 4.0, 16.0)), "variety": rng.choice((0.0, 0.3, 0.8)), "cuttable": rng.random() < 0.8}
+    common = {
+        "spread": rng.choice((1.0, 4.0, 16.0)),
+        "variety": rng.choice((0.0, 0.3, 0.8)),
+        "cuttable": rng.random() < 0.8,
+    }
     family: Callable[[], nr.Graph] = rng.choice(
         (
             lambda: layered(nodes, seed, width=width, fan_in=rng.randint(1, 4), **common),
@@ -235,7 +166,7 @@ class _Maker:
 
     def __init__(self, name: str, n: int, seed: int, spread: float, variety: float, cuttable: bool) -> None:
         if n < 1 or spread < 1 or not 0 <= variety <= 1:
-            raise GraphError(f"{name}: n={n} must be 1 or more, spread={spread} too, variety={variety} a share from 0 to 1")
+            raise GraphError(f"{name}: n={n} and spread={spread} must be 1 or more, variety={variety} from 0 to 1")
         self.graph = nr.Graph(name, layout=nr.Layout(decode=DECODE, prefill=ROWS - DECODE))
         self.rng = random.Random(seed)
         self.n = n
@@ -294,10 +225,7 @@ class _Maker:
         """The graph, with what nobody reads as its outputs."""
         graph = self.graph
         read = {
-            part.index
-            for node in graph.nodes
-            for value in node.inputs
-            for part in (value.root.parts or (value.root,))
+            part.index for node in graph.nodes for value in node.inputs for part in (value.root.parts or (value.root,))
         }
         sinks = [value for node in graph.nodes for value in node.outputs if value.index not in read]
         graph.output(**{f"y{k}": value for k, value in enumerate(sinks)})

@@ -1,4 +1,4 @@
-"""nanort schedules the inside of one GPU: operators with stated demands, overlapped on SM partitions and copy engines."""
+"""nanort schedules the inside of one GPU: operators with stated demands overlap on SM partitions and copy engines."""
 
 from nanort.demand import Demand
 from nanort.devices import Device, device

@@ -74,7 +74,9 @@ def _prove(op: Op, kinds: tuple[Parameter, ...], statics: tuple[tuple[str, Any],
     ranks = [kinds[k][0] for k in tensors]
     given = [example[k].dim() if isinstance(example[k], torch.Tensor) else None for k in tensors if k < len(example)]
     if given != ranks:  # a softmax over dimension -2 mixes the rows of a matrix, and not those of a stack of matrices
-        raise BatchFlowError(f"its example has tensors of {given} dimensions, the call of {ranks}: give one like the call")
+        raise BatchFlowError(
+            f"its example has tensors of {given} dimensions, the call of {ranks}: give one like the call"
+        )
     args = [kind[1] if kind[0] is LITERAL else _double(example[k]) for k, kind in enumerate(kinds)]
     along = [None if kind[0] is LITERAL else kind[1] for kind in kinds]
     sizes = sorted({args[k].shape[axis] for k, axis in enumerate(along) if axis is not None})
@@ -85,7 +87,7 @@ def _prove(op: Op, kinds: tuple[Parameter, ...], statics: tuple[tuple[str, Any],
         pieces = list(zip((0, *cuts), (*cuts, rows), strict=True))
         if not all(_close(a, b) for a, b in zip(whole, _run(op, args, along, pieces, static, axes), strict=True)):
             raise BatchFlowError(
-                f"cut at {list(cuts)}, its example gives other numbers: rows depend on one another, or it draws random ones"
+                f"cut at {list(cuts)}, its example gives other numbers: rows depend on one another, or on chance"
             )
 
 
@@ -101,7 +103,7 @@ def _run(
     owned = [arg.clone() if isinstance(arg, torch.Tensor) else arg for arg in args]
     results: list[tuple[torch.Tensor, ...]] = []
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(len(pieces))  # drawn in a row, random numbers of pieces would be the whole's
+        torch.default_generator.manual_seed(len(pieces))  # random numbers drawn in a row would be the same ones
         for low, high in pieces:
             parts = [
                 arg if axis is None else arg.narrow(axis, low, high - low)

@@ -38,9 +38,7 @@ app = typer.Typer(
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
-Model = Annotated[
-    str, typer.Option(help=f"{', '.join(CONFIGS)}, or a folder with config.json.", show_default=True)
-]
+Model = Annotated[str, typer.Option(help=f"{', '.join(CONFIGS)}, or a folder with config.json.", show_default=True)]
 Decode = Annotated[int, typer.Option(help="Requests that decode, a row each.", min=0)]
 Context = Annotated[int, typer.Option(help="Cached tokens that each of them reads.", min=0)]
 Prefill = Annotated[int, typer.Option(help="Rows of a prompt that is prefilled.", min=0)]
@@ -163,7 +161,10 @@ def generate(
         encoded = [llm.tokenizer.encode(prompt, special=chat) for prompt in asked]
         if as_json:
             found = llm.generate(encoded, params)
-            rows = [{"prompt": p, "text": c.text, "finish": c.finish, "tokens": c.tokens} for p, c in zip(prompts, found, strict=True)]
+            rows = [
+                {"prompt": p, "text": c.text, "finish": c.finish, "tokens": c.tokens}
+                for p, c in zip(prompts, found, strict=True)
+            ]
             typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
         elif len(prompts) == 1:
             for token in llm.stream(encoded, params):
@@ -184,8 +185,11 @@ def diagnose() -> dict[str, str]:
         "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
         "torch": f"{torch.__version__}, {torch.get_num_threads()} threads",
         "device": str(current),
-        "cuda": f"{torch.version.cuda}, {torch.cuda.get_device_name()}" if cuda else "no GPU: schedules run on the cpu backend",
-        "cuda-bindings": _version("cuda-bindings") or "not installed: SM partitions fall back to plain streams (extra cuda)",
+        "cuda": f"{torch.version.cuda}, {torch.cuda.get_device_name()}"
+        if cuda
+        else "no GPU: schedules run on the cpu backend",
+        "cuda-bindings": _version("cuda-bindings")
+        or "not installed: SM partitions fall back to plain streams (extra cuda)",
         "triton": _version("triton") or "not installed: operators fall back to their references (extra cuda)",
         "gguf": gguf or "not installed: GGUF files cannot be read (extra demo)",
         "tokenizers": _version("tokenizers") or "not installed: only the byte tokenizer works (extra demo)",
@@ -206,7 +210,9 @@ def _config(model: str) -> DecoderConfig:
     if model in CONFIGS:
         return CONFIGS[model]
     if not Path(model).is_dir():
-        raise RequestError(f"no model is called {model!r}: give one of {', '.join(CONFIGS)}, or a folder with config.json")
+        raise RequestError(
+            f"no model is called {model!r}: give one of {', '.join(CONFIGS)}, or a folder with config.json"
+        )
     return DecoderConfig.from_hf(read_json(Path(model) / "config.json"))
 
 

@@ -87,7 +87,9 @@ class Demand:
     def scaled(self, fraction: float) -> Demand:
         """The demand of ``fraction`` of the rows."""
         if self.is_rigid:
-            raise DemandError("a rigid demand cannot be cut: give the work (flops, hbm_bytes, ...) or a demand function")
+            raise DemandError(
+                "a rigid demand cannot be cut: give the work (flops, hbm_bytes, ...) or a demand function"
+            )
         return replace(self, **{name: getattr(self, name) * fraction for name in WORK})
 
 

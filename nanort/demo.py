@@ -70,7 +70,9 @@ def _generate(console: Console, llm: LLM) -> None:
     texts, count, began = [""] * len(PROMPTS), 0, perf_counter()
 
     def view() -> Group:
-        return Group(*(Text.assemble((f"> {prompt}\n", "bold"), text, "\n") for prompt, text in zip(PROMPTS, texts, strict=True)))
+        return Group(
+            *(Text.assemble((f"> {prompt}\n", "bold"), text, "\n") for prompt, text in zip(PROMPTS, texts, strict=True))
+        )
 
     with Live(view(), console=console, refresh_per_second=8) as live:
         for token in llm.stream(encoded, SamplingParams(max_new_tokens=48, ignore_eos=tiny)):

@@ -33,7 +33,7 @@ class Device:
         sm_granularity, sm_minimum: SMs by which a group grows, and the fewest it can hold.
         flops: FLOP/s by dtype name (``"bfloat16"``), all SMs.
         hbm_bandwidth: bytes/s of device memory, reads and writes together.
-        hbm_saturation_sms: ``(least, most)`` SMs with which a memory-bound kernel reaches that bandwidth; equal once measured.
+        hbm_saturation_sms: ``(least, most)`` SMs with which a memory-bound kernel reaches it; equal once measured.
         l2_bytes, memory_bytes: sizes.
         h2d_bandwidth, d2h_bandwidth, net_bandwidth: bytes/s, each direction.
         launch_seconds, event_seconds: cost of a kernel launch, and of an event recorded and waited for.
@@ -105,6 +105,9 @@ class Device:
         return device("cpu")
 
 
+_ESTIMATE = "estimate: 80 % of the datasheet's FLOP/s and 90 % of its bandwidth, until measured"
+
+
 def _gpu(
     name: str,
     sms: int,
@@ -117,8 +120,8 @@ def _gpu(
     pcie: float,
     net: float,
     granularity: int,
-    datasheet: str,
-    source: str,
+    product: str,
+    source: str = _ESTIMATE,
 ) -> Device:
     """One row of the database; pairs are (datasheet, sustained)."""
     (bf16_peak, bf16_rate), (tf32_peak, tf32_rate), (hbm_peak, hbm_rate) = bf16, tf32, hbm
@@ -141,24 +144,23 @@ def _gpu(
         datasheet=Datasheet(
             {"bfloat16": bf16_peak * TFLOP, "float16": bf16_peak * TFLOP, "float32": tf32_peak * TFLOP},
             hbm_peak * TB,
-            datasheet,
+            f"NVIDIA {product} datasheet",
         ),
         source=source,
     )
 
 
-_ESTIMATE = "estimate: 80 % of the datasheet's FLOP/s and 90 % of its bandwidth, until measured"
-
-# float32 means TF32 tensor cores, dense; saturation ranges scale the published 30 of 108 (A100) and 40 of 114 (H100 PCIe).
+# float32 means TF32 tensor cores, dense; saturation ranges start from the published 30 of 108 SMs (A100) and 40 of 114
+# (H100 PCIe) and end at twice as many.
+_H200 = "bf16 and device copy measured on one H200 (769 to 798 TFLOP/s, 4.3 TB/s); PCIe and TF32 estimated"
 _DATABASE = {
     gpu.name: gpu
     for gpu in (
-        _gpu("a100-80g", 108, (312, 250), (156, 125), (2.039, 1.8), (30, 54), 40, 80, 25, 300, 2, "NVIDIA A100 80GB SXM datasheet", _ESTIMATE),
-        _gpu("h100", 132, (989, 750), (494, 375), (3.35, 3.0), (43, 85), 50, 80, 50, 450, 8, "NVIDIA H100 SXM datasheet", _ESTIMATE),
-        _gpu("h200", 132, (989, 780), (494, 390), (4.8, 4.3), (43, 85), 60, 139, 50, 450, 8, "NVIDIA H200 SXM datasheet",
-             "bf16 and device copy measured on one H200 (769 to 798 TFLOP/s, 4.3 TB/s); PCIe and TF32 estimated"),
-        _gpu("b200", 148, (2250, 1800), (1125, 900), (8.0, 7.2), (48, 96), 126, 180, 50, 900, 8, "NVIDIA B200 datasheet (HGX)", _ESTIMATE),
-        _gpu("l40s", 142, (362, 290), (183, 146), (0.864, 0.78), (36, 71), 96, 48, 25, 12, 2, "NVIDIA L40S datasheet", _ESTIMATE),
+        _gpu("a100-80g", 108, (312, 250), (156, 125), (2.039, 1.8), (30, 54), 40, 80, 25, 300, 2, "A100 80GB SXM"),
+        _gpu("h100", 132, (989, 750), (494, 375), (3.35, 3.0), (43, 85), 50, 80, 50, 450, 8, "H100 SXM"),
+        _gpu("h200", 132, (989, 780), (494, 390), (4.8, 4.3), (43, 85), 60, 139, 50, 450, 8, "H200 SXM", _H200),
+        _gpu("b200", 148, (2250, 1800), (1125, 900), (8.0, 7.2), (48, 96), 126, 180, 50, 900, 8, "B200"),
+        _gpu("l40s", 142, (362, 290), (183, 146), (0.864, 0.78), (36, 71), 96, 48, 25, 12, 2, "L40S"),
     )
 }  # fmt: skip  # a table reads better in rows
 
@@ -179,7 +181,7 @@ def device(name: str) -> Device:
 
 def _cpu(cores: int) -> Device:
     """The host CPU; its per-core rates are those of a common server core (docs/measured.md)."""
-    flops = {"float32": 60e9 * cores, "float64": 30e9 * cores, "bfloat16": 20e9 * cores, "float16": 10e9 * cores}
+    flops = {"float32": 100e9 * cores, "float64": 50e9 * cores, "bfloat16": 100e9 * cores, "float16": 25e9 * cores}
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 8 * GIB
     return Device(
         name="cpu",
@@ -188,7 +190,7 @@ def _cpu(cores: int) -> Device:
         sm_granularity=1,
         sm_minimum=1,
         flops=flops,
-        hbm_bandwidth=6e9 * (cores + 1),
+        hbm_bandwidth=15e9 * (cores + 1),
         hbm_saturation_sms=(min(2, cores), cores),
         l2_bytes=32 * MIB,
         memory_bytes=memory,
@@ -197,7 +199,7 @@ def _cpu(cores: int) -> Device:
         net_bandwidth=1e9,
         launch_seconds=2e-6,
         event_seconds=1e-5,
-        datasheet=Datasheet(flops, 6e9 * (cores + 1), "none: a CPU has no figure that holds for all"),
+        datasheet=Datasheet(flops, 15e9 * (cores + 1), "none: a CPU has no figure that holds for all"),
         source="estimate per core; cores and memory asked of the machine",
     )
 
@@ -209,7 +211,7 @@ def _current_cuda() -> Device:
     known = next((gpu for name, gpu in _DATABASE.items() if name.split("-")[0] == key), None)
     if known is None:
         raise DeviceError(
-            f"the database has no rates for {found.name!r}: describe it with nr.device('h200').with_(name=..., sms=..., ...)"
+            f"the database has no rates for {found.name!r}: use nr.device('h200').with_(name=..., sms=..., ...)"
         )
     grain = 8 if found.major >= 9 else 2
     return known.with_(

@@ -36,7 +36,9 @@ def bind(
     wanted = {root.name: root for root in graph.roots if root.kind in kinds}
     what = " or ".join(kinds)
     if missing := [name for name in wanted if name not in tensors]:
-        raise MissingInputError(f"graph {graph.name!r} was not given its {what} {missing}; given were {sorted(tensors)}")
+        raise MissingInputError(
+            f"graph {graph.name!r} was not given its {what} {missing}; given were {sorted(tensors)}"
+        )
     if unknown := [name for name in tensors if name not in wanted]:
         raise UnknownInputError(f"graph {graph.name!r} has no {what} {unknown}: it has {list(wanted)}")
     for name, root in wanted.items():
@@ -89,7 +91,8 @@ def run_in_order(
                     f"node {node.name} ({node.where}) failed: {error}", node=node.name, where=node.where
                 ) from error
             results = result if isinstance(result, tuple) else (result,)
-            env.update((value.index, tensor) for value, tensor in zip(node.outputs, results, strict=False))
+            # Row-major, as views take values to be.
+            env.update((value.index, tensor.contiguous()) for value, tensor in zip(node.outputs, results, strict=False))
         return {name: materialise(value, env) for name, value in outputs.items()}
     finally:
         torch.set_num_threads(before)

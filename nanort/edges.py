@@ -76,7 +76,9 @@ class Edges:
             for touched, other in history.get(root, ()):
                 if other != index and touched.overlaps(region):
                     found.setdefault(other, "state")
-                if not region.covers(touched):  # whoever comes later is ordered after this write, which stands for the rest
+                if not region.covers(
+                    touched
+                ):  # whoever comes later is ordered after this write, which stands for the rest
                     kept.append((touched, other))
             history[root] = kept
         self._writers[root].append((region, index))

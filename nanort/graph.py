@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -111,7 +113,8 @@ class Graph:
         kinds = Counter(root.kind for root in self.roots)
         parts = [f"{kinds[kind]} {kind}s" for kind in ("input", "constant", "state") if kinds[kind]]
         edges = sum(len(node.preds) for node in self.nodes)
-        return f"Graph {self.name}: {len(self.nodes)} nodes, {edges} edges, {', '.join([*parts, f'{len(self.outputs)} outputs'])}"
+        ends = ", ".join([*parts, f"{len(self.outputs)} outputs"])
+        return f"Graph {self.name}: {len(self.nodes)} nodes, {edges} edges, {ends}"
 
     __repr__ = __str__
 
@@ -195,7 +198,7 @@ class Graph:
             return None
         if any(part.how[0] == "reshape" for part in parts):
             return None
-        if any(a.how[3] != b.how[2] for a, b in zip(parts, parts[1:], strict=False)):
+        if any(a.how[3] != b.how[2] for a, b in pairwise(parts)):
             return None
         parent = first.parent
         assert parent is not None
@@ -228,10 +231,16 @@ class Graph:
         """A node that calls ``function`` (an operator, or any torch function with ``demand=`` declared here).
 
         Args:
-            args: Values and literals; what is not positional is static.
-            axes, example: how the batch flows, or arguments on which nano_batch may try it (see nr.Op).
-            sms, stream: pins for experts: the SMs it may hold, the stream it must run on.
+            function: an Op, or any torch function.
+            *args: Values and literals.
+            demand: what it asks for, in place of the operator's own.
+            name: the node's, in place of the operator's.
+            axes: how the batch flows through a function that is no operator (see nr.Op).
+            example: arguments on which nano_batch may try such a function.
+            sms: for experts: the SMs it may hold.
+            stream: for experts: the stream it must run on.
             after: values or node names that must be done before, where no data says so.
+            **static: what is not positional.
 
         Returns:
             A Value, a tuple of Values, or None, as the reference returns.
@@ -263,7 +272,10 @@ class Graph:
         origin: str = "",
         piece: int = 0,
     ) -> Any:
-        """What :meth:`call` and the passes build on: one node, its demand and its edges; with ``origin=``, ``name`` is whole."""
+        """What :meth:`call` and the passes build on: one node with its demand and edges.
+
+        With ``origin=`` the name is taken as it is.
+        """
         self._open()
         for position, argument in enumerate(args):
             if isinstance(argument, Value):
@@ -289,8 +301,8 @@ class Graph:
         pinned = {other for pin in after for other in self._pinned(pin, where)}
         preds = self._edges.derive(index, reads, writes, pinned)
         node = Node(
-            index, called, op, args, static, outputs, demand, reads, writes, preds, scope, where, origin or called, piece,
-            sms, stream,
+            index, called, op, args, static, outputs, demand, reads, writes, preds, scope, where, origin or called,
+            piece, sms, stream,
         )  # fmt: skip  # positional on purpose: 100,000 of these are made
         self.nodes.append(node)
         return outputs[0] if single else outputs or None
@@ -333,7 +345,9 @@ class Graph:
                         f"of operators can be changed"
                     )
                 if root.index in self._homes:
-                    raise GraphError(f"{where}: {op.name} changes {value!r}, a part of a join, in place: change it before")
+                    raise GraphError(
+                        f"{where}: {op.name} changes {value!r}, a part of a join, in place: change it before"
+                    )
                 self._edges.changed.add(root.index)
                 writes.append(Access(root.index, region))
             else:
@@ -371,11 +385,15 @@ class Graph:
         digest = hashlib.sha256(f"{self.name}|{self.layout!r}".encode())
         for root in self.roots:
             parts = ",".join(str(part.index) for part in root.parts)
-            digest.update(f"|{root.kind} {root.name} {root.shape} {root.dtype} {root.batch} {root.device} {parts}".encode())
+            digest.update(
+                f"|{root.kind} {root.name} {root.shape} {root.dtype} {root.batch} {root.device} {parts}".encode()
+            )
         for node in self.nodes:
             args = ",".join(_identity(argument) for argument in node.args)
             static = ",".join(f"{key}={argument!r}" for key, argument in node.static.items())
-            digest.update(f"|{node.name} {node.op.name}({args};{static}) {node.demand!r} {node.preds} {node.span}".encode())
+            digest.update(
+                f"|{node.name} {node.op.name}({args};{static}) {node.demand!r} {node.preds} {node.span}".encode()
+            )
         digest.update(repr([(name, _identity(value)) for name, value in self.outputs.items()]).encode())
         return digest.hexdigest()
 
@@ -386,7 +404,9 @@ class Graph:
         digraph = networkx.DiGraph(name=self.name)
         for node in self.nodes:
             digraph.add_node(node.name, op=node.op.name, demand=node.demand)
-            digraph.add_edges_from((self.nodes[pred].name, node.name, {"reason": reason}) for pred, reason in node.preds)
+            digraph.add_edges_from(
+                (self.nodes[pred].name, node.name, {"reason": reason}) for pred, reason in node.preds
+            )
         return digraph
 
     # Book-keeping.
@@ -439,7 +459,9 @@ class Graph:
 
     def _open(self) -> None:
         if self.sealed:
-            raise SealedGraphError(f"graph {self.name!r} was already scheduled, cut or run: build a new one to change it")
+            raise SealedGraphError(
+                f"graph {self.name!r} was already scheduled, cut or run: build a new one to change it"
+            )
 
 
 class _Literal:
@@ -447,9 +469,7 @@ class _Literal:
 
 
 @lru_cache(maxsize=1 << 16)
-def _infer(
-    op: Op, key: tuple[Any, ...], statics: tuple[tuple[str, Any], ...]
-) -> tuple[tuple[Spec, ...], Demand, bool]:
+def _infer(op: Op, key: tuple[Any, ...], statics: tuple[tuple[str, Any], ...]) -> tuple[tuple[Spec, ...], Demand, bool]:
     """Shapes and dtypes of the results, the demand, and whether there is exactly one result."""
     static = dict(statics)
     args = tuple(part[2] if part[0] is _Literal else meta(*part) for part in key)
@@ -473,7 +493,7 @@ def _identity(argument: Any) -> str:
 @lru_cache(maxsize=1 << 10)
 def _short(path: str) -> str:
     near = os.path.relpath(path)
-    return os.path.basename(path) if near.startswith("..") else near
+    return Path(path).name if near.startswith("..") else near
 
 
 def _where() -> str:

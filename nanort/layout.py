@@ -102,7 +102,7 @@ class Layout:
         """Cached tokens that the prefill segments read, each request's once."""
         return sum(segment.past + segment.rows for segment in self.segments)
 
-    # State through an index: one cell per packed row, one for the tokens before the step, one for everybody else's pages.
+    # State through an index: a cell per packed row, one for the tokens before the step, one for all other pages.
 
     @property
     def history(self) -> Cells:
@@ -126,7 +126,7 @@ class Layout:
 
     @property
     def prefill_cells(self) -> Cells:
-        """What attention of the prefill rows reads: the history, and their requests' rows up to the last of this piece."""
+        """What attention of the prefill rows reads: the history, their requests' rows up to the last of this piece."""
         if not self.segments:
             return ()
         first = self.start + self.decode
@@ -221,7 +221,7 @@ class Layout:
     # Buckets: one plan for many steps.
 
     def bucket(self) -> Layout:
-        """This layout rounded up (rows and tokens to the next of 1, 2, 3, 4, 6, 8, 12, 16, ...), its prefill one segment."""
+        """This layout, rows and tokens rounded up (to 1, 2, 3, 4, 6, 8, 12, 16, ...), its prefill one segment."""
         rows = _round_up(self.prefill_rows)
         past = _round_up(max((s.past for s in self.segments), default=0))
         decode = _round_up(self.decode)

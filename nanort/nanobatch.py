@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import accumulate
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import accumulate, pairwise
 from typing import Any
 
 from nanort.batchflow import LITERAL, flow
@@ -22,7 +23,7 @@ def nano_batch(graph: Graph, sizes: int | Sequence[int] = 2, per_op: Mapping[str
 
     Args:
         graph: is sealed; its inputs with ``batch=`` are cut.
-        sizes: a count of even pieces, or their rows; with a layout, each piece gets an even mix of decode and prefill rows.
+        sizes: a count of even pieces, or their rows; with a layout each gets an even mix of decode and prefill rows.
         per_op: other counts, by operator or node name; operators that take a layout are only cut finer.
 
     Inputs, outputs and states keep their names and shapes; rows stand as ``graph.layout.order`` of the result says.
@@ -62,8 +63,11 @@ class _Cutter:
             if root.kind in ("input", "constant", "state"):
                 self._leaf(root)
         for node in self.source.nodes:
-            self._node(node)
-        self.graph.output(**{name: self._whole(value) for name, value in self.source.outputs.items()})
+            with _told(f"{node.where}: operator {node.op.name} (node {node.name}) cannot be cut"):
+                self._node(node)
+        for name, value in self.source.outputs.items():
+            with _told(f"output {name!r} of graph {self.graph.name!r}"):
+                self.graph.output(**{name: self._whole(value)})
         return self.graph
 
     def _leaf(self, root: Value) -> None:
@@ -84,7 +88,7 @@ class _Cutter:
             self._uncut(node)
             return
         if len(kinds) > 1:
-            raise BatchFlowError(f"{_called(node)}: its arguments are cut along different rows: {sorted(map(str, kinds))}")
+            raise BatchFlowError(f"its arguments are cut along different rows: {sorted(map(str, kinds))}")
         kind, axes = kinds.pop(), self._flow(node, along)
         spans = self._spans(node, kind)
         for piece, (low, high) in enumerate(spans):
@@ -95,7 +99,7 @@ class _Cutter:
             name = f"{node.name}/{piece}" if len(spans) > 1 else node.name
             static = node.static
             if node.op.takes_layout and self.layout is not None:
-                static = {**static, "layout": self._layout(node, kind, low, high)}
+                static = {**static, "layout": self._layout(kind, low, high)}
             outputs = self._apply(node, args, static, name, piece, (high - low) / max(1, spans[-1][1]))
             for source, axis, made in zip(node.outputs, axes, outputs, strict=True):
                 self.axes[source.index] = (axis, kind)
@@ -114,7 +118,7 @@ class _Cutter:
             try:
                 demand = demand.scaled(fraction)
             except DemandError as error:
-                raise BatchFlowError(f"{_called(node)}: {error}") from error
+                raise BatchFlowError(str(error)) from error
         pins = [other for pred, reason in node.preds if reason == "after" for other in self._renamed(pred)]
         before = len(self.graph.nodes)
         made = self.graph.apply(
@@ -150,13 +154,17 @@ class _Cutter:
             root_dim = value.parent.placement.dims[axis]
             dims = value.placement.dims
             if root_dim is None or root_dim not in dims:
-                raise BatchFlowError(f"{value!r} mixes the batch with other dimensions: reshape after the cut, or not at all")
+                raise BatchFlowError(
+                    f"{value!r} mixes the batch with other dimensions: reshape after the cut, or not at all"
+                )
             return dims.index(root_dim), kind
         how, dim, start, stop = value.how
         if dim != axis:
             return axis, kind
         if how == "narrow" or kind != "step":
-            raise BatchFlowError(f"{value!r} takes rows {start}:{stop} of the batch: use g.split, or cut before slicing")
+            raise BatchFlowError(
+                f"{value!r} takes rows {start}:{stop} of the batch: use g.split, or cut before slicing"
+            )
         return axis, self._kind(stop - start) if stop - start in (0, value.parent.shape[0]) else how
 
     def _join_axis(self, value: Value) -> tuple[int, Rows] | None:
@@ -164,20 +172,21 @@ class _Cutter:
         if not any(found):
             return None
         if found != [(0, "decode"), (0, "prefill")]:
-            raise BatchFlowError(f"join of {', '.join(map(repr, value.parts))}: only what g.split parted can be joined in pieces")
+            raise BatchFlowError(
+                f"join of {', '.join(map(repr, value.parts))}: only what g.split parted can be joined in pieces"
+            )
         return 0, "step"
 
     def _flow(self, node: Node, along: list[tuple[int, Rows] | None]) -> tuple[int, ...]:
         parameters = tuple(
-            (argument.shape, argument.dtype, axis[0] if axis else None) if isinstance(argument, Value) else (LITERAL, argument)
+            (argument.shape, argument.dtype, axis[0] if axis else None)
+            if isinstance(argument, Value)
+            else (LITERAL, argument)
             for argument, axis in zip(node.args, along, strict=True)
         )
         if node.op.axes == "rows":
             return (0,) * len(node.outputs)
-        try:
-            return flow(node.op, parameters, node.static)
-        except BatchFlowError as error:
-            raise BatchFlowError(f"{_called(node)} cannot be cut: {error}") from error
+        return flow(node.op, parameters, node.static)
 
     def _bounds(self, kind: Rows) -> list[Span]:
         """The rows of every piece, counted among the rows of this kind."""
@@ -196,17 +205,15 @@ class _Cutter:
         if count % len(bounds) == 0:
             bounds = [span for low, high in bounds for span in _even(low, high, count // len(bounds))]
         elif node.op.takes_layout:
-            raise BatchFlowError(
-                f"{_called(node)}: per_op={count} does not divide the {len(bounds)} pieces further: give a multiple of them"
-            )
+            raise BatchFlowError(f"per_op={count} does not divide its {len(bounds)} pieces: give a multiple of them")
         else:
             bounds = _even(0, bounds[-1][1], count)
         return [span for span in bounds if span[0] < span[1]] or bounds[:1]
 
-    def _layout(self, node: Node, kind: Rows, low: int, high: int) -> Layout:
+    def _layout(self, kind: Rows, low: int, high: int) -> Layout:
         """The layout of the rows ``low`` to ``high`` of a kind, which lie in one piece."""
         if isinstance(kind, int):
-            raise BatchFlowError(f"{_called(node)}: the layout says nothing of a batch of {kind} rows")
+            raise BatchFlowError(f"the layout says nothing of a batch of {kind} rows")
         index = next(i for i, (first, last) in enumerate(self._bounds(kind)) if first <= low and high <= last)
         piece, first = self.pieces[index], self._bounds(kind)[index][0]
         shift = piece.decode - first if kind == "prefill" else -first
@@ -269,7 +276,10 @@ class _Cutter:
         if inside is not None:
             return inside[1].narrow(axis, low - inside[0], high - inside[0])
         if axis != 0:
-            raise BatchFlowError(f"{value!r} is needed whole, and its batch is dimension {axis}: only dimension 0 can be joined")
+            made = f"{value!r} of {self.source.nodes[value.node].where}"
+            raise BatchFlowError(
+                f"{made} is needed whole: its batch is dimension {axis}, only dimension 0 can be joined"
+            )
         if (low, high) == (0, value.shape[0]):
             return self.graph.join(*(made for _, _, made in pieces))
         return self._rows(value, 0, value.shape[0]).narrow(0, low, high)
@@ -312,8 +322,13 @@ def _checked(graph: Graph, per_op: dict[str, int]) -> dict[str, int]:
 def _even(low: int, high: int, count: int) -> list[Span]:
     """``count`` consecutive spans of even length."""
     ends = [low + (high - low) * k // count for k in range(count + 1)]
-    return list(zip(ends, ends[1:], strict=False))
+    return list(pairwise(ends))
 
 
-def _called(node: Node) -> str:
-    return f"{node.where}: operator {node.op.name} (node {node.name})"
+@contextmanager
+def _told(where: str) -> Iterator[None]:
+    """Says in a BatchFlowError where the batch was stopped."""
+    try:
+        yield
+    except BatchFlowError as error:
+        raise BatchFlowError(f"{where}: {error}") from error

@@ -20,7 +20,7 @@ DemandRule = Demand | Callable[..., Demand]
 Spec = tuple[tuple[int, ...], torch.dtype]
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Op:
     """An operator of the DAG; calling it on Values makes a node, on tensors runs the reference.
 
@@ -38,7 +38,7 @@ class Op:
         axes: how the batch flows: ``"infer"`` it from the reference, along ``"rows"`` (dimension 0 of what is cut),
             or not at all: the operator takes the ``"whole"`` batch.
         cells: for a state that is indexed, the cells that each position reads or writes: ``rule(layout, **static)``.
-        example: arguments (a tuple, or a function of the static ones) on which tests and the probe of nano_batch run it.
+        example: arguments (a tuple, or a function of the static ones) for tests and the probe of nano_batch.
     """
 
     name: str
@@ -55,6 +55,11 @@ class Op:
     parameters: tuple[str, ...] | None
     defaults: tuple[Any, ...]
     takes_layout: bool
+
+    def __post_init__(self) -> None:
+        # Without slots, so that documentation and signature of an operator are those of its reference.
+        object.__setattr__(self, "__doc__", self.reference.__doc__)
+        object.__setattr__(self, "__wrapped__", self.reference)
 
     def __repr__(self) -> str:
         return f"Op({self.name})"
@@ -134,7 +139,7 @@ def make_op(
     example: Callable[..., tuple[Any, ...]] | tuple[Any, ...] | None = None,
 ) -> Op:
     """An Op from its parts; :func:`op` is the decorator."""
-    called = name or getattr(reference, "__name__", type(reference).__name__)
+    called: str = name or getattr(reference, "__name__", "") or type(reference).__name__
     if axes not in AXES or to not in ("", "device", "host"):
         raise GraphError(f"operator {called}: axes={axes!r} must be one of {AXES}, to={to!r} 'device' or 'host'")
     positional, defaults, static = _signature(reference)

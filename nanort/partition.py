@@ -71,6 +71,8 @@ def split(device: Device, sizes: Sequence[int]) -> tuple[Group, ...]:
 def streams(groups: Sequence[Group], engines: Sequence[str] = ()) -> tuple[Stream, ...]:
     """One stream per lane of every group, then one per copy engine."""
     lanes = [
-        Stream(group.name if lane == 0 else f"{group.name}.{lane}", group) for group in groups for lane in range(group.lanes)
+        Stream(group.name if lane == 0 else f"{group.name}.{lane}", group)
+        for group in groups
+        for lane in range(group.lanes)
     ]
     return (*lanes, *(Stream(engine, None, engine) for engine in engines))

@@ -49,7 +49,7 @@ WHOLE = Region()
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """Where a value lies in its root: element offset and strides, the box it covers, the root dimension of each of its own."""
+    """Where a value lies in its root: offset and strides in elements, the box it covers, the root's dimensions."""
 
     offset: int
     strides: tuple[int, ...]
@@ -162,7 +162,19 @@ class Value:
 
     def _view(self, shape: tuple[int, ...], how: tuple[Any, ...], view: View) -> Value:
         return Value(
-            self.graph, self.name, shape, self.dtype, "view", self.index, self.device, None, self.node, (), self, how, view
+            self.graph,
+            self.name,
+            shape,
+            self.dtype,
+            "view",
+            self.index,
+            self.device,
+            None,
+            self.node,
+            (),
+            self,
+            how,
+            view,
         )
 
 

@@ -71,25 +71,26 @@ def _demand(q: torch.Tensor, kv: torch.Tensor, out: torch.Tensor, *, pairs: int,
     )
 
 
-def _expect(q: torch.Tensor, layout: nr.Layout | None, kind: str, rows: str) -> nr.Layout:
+def _expect(q: torch.Tensor, layout: nr.Layout | None, kind: str) -> nr.Layout:
     if layout is None:
         raise LayoutError("its demand depends on lengths: make the graph with layout=nr.Layout(...)")
-    if q.shape[0] != getattr(layout, rows):
-        raise LayoutError(f"q has {q.shape[0]} rows, {layout!r} has {getattr(layout, rows)} {kind} rows: use g.split")
+    rows = layout.decode if kind == "decode" else layout.prefill_rows
+    if q.shape[0] != rows:
+        raise LayoutError(f"q has {q.shape[0]} rows, {layout!r} has {rows} {kind} rows: use g.split")
     return layout
 
 
 def _decode_demand(
     q: torch.Tensor, kv: torch.Tensor, *_: torch.Tensor | None, out: torch.Tensor, layout: nr.Layout | None = None
 ) -> nr.Demand:
-    layout = _expect(q, layout, "decode", "decode")
+    layout = _expect(q, layout, "decode")
     return _demand(q, kv, out, pairs=layout.kv_tokens, kv_tokens=layout.kv_tokens)
 
 
 def _prefill_demand(
     q: torch.Tensor, kv: torch.Tensor, *_: torch.Tensor, out: torch.Tensor, layout: nr.Layout | None = None
 ) -> nr.Demand:
-    layout = _expect(q, layout, "prefill", "prefill_rows")
+    layout = _expect(q, layout, "prefill")
     return _demand(q, kv, out, pairs=layout.pairs, kv_tokens=layout.prefill_kv_tokens)
 
 

@@ -35,7 +35,7 @@ def kv_append(
         and is_index(slots)
         and k.shape == v.shape == (*slots.shape, *kv.shape[3:])
         and k.dtype == v.dtype == kv.dtype,
-        "kv (pages, 2, page_size, kv_heads, dim), k, v (rows, kv_heads, dim) of one dtype, and slots (rows,) of integers",
+        "kv (pages, 2, page_size, kv_heads, dim), k, v (rows, kv_heads, dim) of one dtype, slots (rows,) of integers",
         kv=kv,
         k=k,
         v=v,

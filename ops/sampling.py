@@ -63,7 +63,7 @@ def sample(
     """
     _checked(logits, uniform, temperature, top_k, top_p)
     tokens = logits.argmax(dim=-1)
-    drawn = temperature.nonzero().squeeze(1)  # the others need no sort, which costs 15 times an argmax
+    drawn = temperature.nonzero().squeeze(1)  # the others need no sort, which takes far longer than all the rest
     tokens[drawn] = _draw(*(tensor[drawn] for tensor in (logits, uniform, temperature, top_k, top_p)))
     return tokens
 
@@ -79,5 +79,5 @@ def _draw(
     target = top_p[:, None] * cumulative.gather(1, last)
     last = last.minimum(torch.searchsorted(cumulative, target))
     target = uniform[:, None] * cumulative.gather(1, last)
-    chosen = torch.searchsorted(cumulative, target, right=True).minimum(last)  # target may round up to the last's
+    chosen = torch.searchsorted(cumulative, target, right=True).minimum(last)  # a draw may have been rounded to 1
     return order.gather(1, chosen).squeeze(1)

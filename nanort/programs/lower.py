@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from nanort.errors import ProgramError
 from nanort.graph import Graph, Node
 from nanort.programs.program import Buffer, Copy, Instruction, Launch, Program, Record, View, Wait

@@ -21,9 +21,11 @@ Item = Step | Record | Wait
 
 
 class _Run:
-    """The state of one run: tensors, events (a held lock is one that has not happened), times, the first failure."""
+    """The state of one run: tensors, events (a held lock is one that has not happened), times, a failure."""
 
-    def __init__(self, compiler: Compiler, bound: dict[int, torch.Tensor], events: int, steps: int) -> None:
+    def __init__(
+        self, compiler: Compiler, bound: dict[int, torch.Tensor], events: int, steps: int, workers: int
+    ) -> None:
         self.env = compiler.env(bound)
         self.users = compiler.users()
         self.events = [threading.Lock() for _ in range(events)]
@@ -31,16 +33,17 @@ class _Run:
             event.acquire()
         self.start = [-1] * steps
         self.end = [-1] * steps
-        self.failure: BaseException | None = None
-        self.failed: Step | None = None
+        self.failure: tuple[Step | None, BaseException] | None = None  # no step where the caller was interrupted
+        self.busy = [None] * workers  # whoever takes the last item ends the run
+        self.over = threading.Event()
         self.began = perf_counter_ns()
 
 
 class CpuBackend:
     """Runs a program's references; a program of one stream runs in the calling thread.
 
-    A group of n cores runs its operators on n threads. After a failure the streams skip what is left to launch but still
-    record their events, so that nobody is left waiting.
+    A group of n cores runs its operators on n threads. After a failure the streams skip what is left to launch but
+    still record their events, so that nobody is left waiting.
     """
 
     def __init__(self, program: Program, bound: dict[int, torch.Tensor], *, trace: bool) -> None:
@@ -50,7 +53,6 @@ class CpuBackend:
         self.compiler = Compiler(program)
         self.queues = _queues(program, self.compiler)
         self.last: _Run | None = None
-        self.done: SimpleQueue[None] = SimpleQueue()
         self.go: dict[str, SimpleQueue[_Run | None]] = {}
         self.workers: list[threading.Thread] = []
         if len(self.queues) > 1:
@@ -62,13 +64,18 @@ class CpuBackend:
         """The outputs of one run."""
         given = bind(self.program.graph, inputs, ("input",), "cpu")
         bound = self.bound | {index: tensor.contiguous() for index, tensor in given.items()}
-        run = self.last = _Run(self.compiler, bound, self.program.events, len(self.program.activities))
+        steps, workers = len(self.program.activities), len(self.workers)
+        run = self.last = _Run(self.compiler, bound, self.program.events, steps, workers)
         if self.workers:
             self._dispatch(run)
         else:
             self._alone(run)
-        if run.failed is not None:
-            step, error = run.failed, run.failure
+        if run.failure is not None:
+            step, error = run.failure
+            if step is None or not isinstance(
+                error, Exception
+            ):  # an interrupt, or a node that wants the process to end
+                raise error
             raise ExecutionError(
                 f"node {step.name} ({step.where}) failed: {error}", node=step.name, where=step.where
             ) from error
@@ -88,7 +95,7 @@ class CpuBackend:
             kind="measured",
             device="cpu",
             foreign=device.kind != "cpu",
-            failure=f"{run.failed.name}: {run.failure}" if run and run.failed else "",
+            failure=_told(run.failure) if run and run.failure else "",
             sm_capacity=device.sms,
             hbm_bandwidth=device.hbm_bandwidth,
             h2d_bandwidth=device.h2d_bandwidth,
@@ -122,19 +129,19 @@ class CpuBackend:
             torch.set_num_threads(before)
 
     def _dispatch(self, run: _Run) -> None:
-        """Wakes every worker and waits until all are through."""
+        """Wakes every worker and waits until all are through; an interrupt makes them skip to their end first."""
+        try:
+            self._wake(run)
+            run.over.wait()
+        except BaseException as error:
+            run.failure = None, error
+            self._wake(run)  # those that it came before; a worker takes a run once
+            run.over.wait()
+            raise
+
+    def _wake(self, run: _Run) -> None:
         for queue in self.go.values():
             queue.put(run)
-        left = len(self.workers)
-        try:
-            while left:
-                self.done.get()
-                left -= 1
-        except BaseException as error:  # an interrupt: the streams skip to their end, then it goes on
-            run.failure = error
-            for _ in range(left):
-                self.done.get()
-            raise
 
     def _hire(self, stream: Stream) -> None:
         queue: SimpleQueue[_Run | None] = SimpleQueue()
@@ -142,10 +149,16 @@ class CpuBackend:
 
         def work() -> None:
             torch.set_num_threads(threads)  # per thread: without it every worker makes a team of all cores
+            last: _Run | None = None
             with torch.no_grad():
                 while (run := queue.get()) is not None:
+                    if run is last:
+                        continue
                     self._walk(items, run)
-                    self.done.put(None)
+                    last = run
+                    run.busy.pop()
+                    if not run.busy:
+                        run.over.set()
 
         self.go[stream.name] = queue
         self.workers.append(threading.Thread(target=work, name=f"nanort {stream.name}", daemon=True))
@@ -167,11 +180,11 @@ class CpuBackend:
                 try:
                     result = item.call(*item.fetch(env))
                     if item.store is None:
-                        env[item.slot] = result
+                        env[item.slot] = result.contiguous()
                     else:
                         item.store(env, result)
-                except Exception as error:  # whatever user code raises: the run fails with the node's name
-                    run.failure, run.failed = error, item
+                except BaseException as error:  # whatever user code raises must not leave others waiting
+                    run.failure = item, error  # in one step, since another stream may fail as well
                     continue
                 result = None
                 if trace:
@@ -187,6 +200,11 @@ class CpuBackend:
                 event.release()  # for whoever else waits for it
             else:
                 run.events[item.event].release()
+
+
+def _told(failure: tuple[Step | None, BaseException]) -> str:
+    step, error = failure
+    return f"{step.name}: {error}" if step else repr(error)
 
 
 def _queues(program: Program, compiler: Compiler) -> dict[str, list[Item]]:

@@ -36,11 +36,9 @@ class Compiler:
     def __init__(self, program: Program) -> None:
         self.program = program
         self.literals: list[Any] = []
-        self.last = set(view.buffer for view in program.outputs.values())
+        self.last = {view.buffer for view in program.outputs.values()}
         launches = [step for step in program.instructions if isinstance(step, (Launch, Copy))]
-        views = [view for step in launches for view in _views(step)] + list(program.outputs.values())
-        # Results that someone reads through strides must be laid out as planned.
-        self.strided = {view.buffer for view in views if not view.is_whole(program.buffers[view.buffer])}
+        self.read = {view.buffer for step in launches for view in _views(step)}
         self.steps = {step.node: self._step(index, step) for index, step in enumerate(launches)}
 
     def env(self, bound: dict[int, torch.Tensor]) -> Env:
@@ -71,12 +69,16 @@ class Compiler:
             args, outs = step.args, step.outs
         slot, store = self._target(outs)
         uses = {view.buffer for view in _views(step) if self._freed(view)}
-        uses |= {view.buffer for view in outs if self._freed(view) and not self._fresh(view)}
+        uses |= {view.buffer for view in outs if self._freed(view) and not self._awaited(view)}
         return Step(index, call, self._fetch(args), slot, store, tuple(uses), step.name, step.where)
 
     def _freed(self, view: View) -> bool:
         """Whether the buffer's memory may go before the run ends."""
         return self.program.buffers[view.buffer].kind in ("result", "join") and view.buffer not in self.last
+
+    def _awaited(self, view: View) -> bool:
+        """Whether a result comes to be with this step and is freed by those that read it."""
+        return self._fresh(view) and view.buffer in self.read
 
     def _fetch(self, args: Sequence[Any]) -> Callable[[Env], Sequence[Any]]:
         """What takes the arguments out of the env; whole buffers and literals come without any work."""
@@ -93,7 +95,7 @@ class Compiler:
 
     def _target(self, outs: tuple[View, ...]) -> tuple[int, Callable[[Env, Any], None] | None]:
         """The slot that adopts the one result, or what stores all others."""
-        if len(outs) == 1 and self._fresh(outs[0]) and outs[0].buffer not in self.strided:
+        if len(outs) == 1 and self._fresh(outs[0]):
             return outs[0].buffer, None
         puts = [partial(self._put, view) for view in outs]
         if len(outs) == 1:
@@ -108,7 +110,7 @@ class Compiler:
     def _put(self, view: View, env: Env, result: torch.Tensor) -> None:
         """Adopts a fresh result, or copies it into its part of a joined buffer."""
         if self._fresh(view):
-            env[view.buffer] = result.contiguous() if view.buffer in self.strided else result
+            env[view.buffer] = result.contiguous()
         else:
             _show(view, env).copy_(result)
 

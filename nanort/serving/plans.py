@@ -30,7 +30,7 @@ class Plan:
         return layout
 
     def suits(self, step: Layout, requests: int) -> bool:
-        """Whether the step fits without padding by more than a half, and its KV reads are those planned for, within 2x."""
+        """Whether the step fits without padding by more than a half, its KV reads within 2x of those planned for."""
         if not self.bucket.fits(step) or requests + (self.bucket.rows > step.rows) > self.requests:
             return False
         near = self.bucket.kv_tokens <= 2 * step.kv_tokens and step.kv_tokens <= 2 * self.bucket.kv_tokens

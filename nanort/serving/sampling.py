@@ -34,7 +34,9 @@ class SamplingParams:
         if not 0.0 <= self.temperature < float("inf"):
             raise RequestError(f"temperature={self.temperature}: give 0 (greedy) or more")
         if self.top_k < 0 or not 0.0 < self.top_p <= 1.0:
-            raise RequestError(f"top_k={self.top_k}, top_p={self.top_p}: give top_k >= 0 (0 is off), 0 < top_p <= 1 (1 is off)")
+            raise RequestError(
+                f"top_k={self.top_k}, top_p={self.top_p}: give top_k >= 0 (0 is off), 0 < top_p <= 1 (1 is off)"
+            )
         if self.max_new_tokens < 1:
             raise RequestError(f"max_new_tokens={self.max_new_tokens}: give at least 1")
 

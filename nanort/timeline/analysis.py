@@ -65,7 +65,7 @@ def sms_in_use(timeline: Timeline, start: Array, end: Array) -> tuple[Array, Arr
     for _, group in grouped([a.group or a.stream for a in timeline.activities]):
         ran = group[~np.isnan(timeline.end[group])]
         times, held = levels(start[ran], end[ran], sms[ran])
-        boxes.append((times[:-1], times[1:], np.minimum(held, sms[group].max())[:-1]))
+        boxes.append((times[:-1], times[1:], held[:-1]))
     if not boxes:
         return np.empty(0), np.empty(0)
     starts, ends, held = (np.concatenate(part) for part in zip(*boxes, strict=True))
@@ -128,12 +128,15 @@ class Overlap:
     streams: tuple[float, ...]
     pairs: dict[tuple[str, str], float]
 
-    def __str__(self) -> str:
+    def shares(self) -> list[str]:
+        """Each figure that is not zero as a share of the makespan, in words."""
         whole = sum(self.streams) or 1.0
-        named = ("no stream", "1 stream", *(f"{count} streams" for count in range(2, len(self.streams))))
-        counts = (f"{name} {units.percent(s / whole)}" for name, s in zip(named, self.streams, strict=False) if s)
-        pairs = (f"{a} beside {b} {units.percent(s / whole)}" for (a, b), s in self.pairs.items() if s)
-        return "   ".join((*counts, *pairs))
+        named = [(units.counted(count, "stream"), seconds) for count, seconds in enumerate(self.streams)]
+        named += [(f"{a} beside {b}", seconds) for (a, b), seconds in self.pairs.items()]
+        return [f"{name} {units.percent(seconds / whole)}" for name, seconds in named if seconds]
+
+    def __str__(self) -> str:
+        return "   ".join(self.shares())
 
 
 def overlap(timeline: Timeline) -> Overlap:

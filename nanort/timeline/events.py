@@ -101,6 +101,7 @@ class Timeline:
         self.activities = tuple(activities)
         self.start = np.array(start, dtype=np.float64)  # copies: the runtime may fill its own arrays again
         self.end = np.array(end, dtype=np.float64)
+        self.start.flags.writeable = self.end.flags.writeable = False
         self.kind = kind
         self.device = device
         self.foreign = foreign
@@ -138,7 +139,8 @@ class Timeline:
         return iter(self.events)
 
     def __repr__(self) -> str:
-        return f"<Timeline {self.kind} on {self.device!r}: {len(self)} activities in {units.duration(self.makespan)}>"
+        what = f"{units.counted(len(self), 'event')} in {units.duration(self.makespan)}"
+        return f"<Timeline {self.kind} on {self.device!r}: {what}>"
 
     def __str__(self) -> str:
         return self.text()

@@ -105,12 +105,12 @@ def load(path: str | os.PathLike[str]) -> Timeline:
         )
     start, end = np.full(expected, np.nan), np.full(expected, np.nan)
     activities: dict[int, Activity] = {}
-    for row in rows + never:
+    for place, row in enumerate(rows + never):
         index, activity = _activity(row, expected)
         if index in activities:
-            row.refuse("args", f"of an event of its own: event {index} is there twice")
+            raise FileError(f"{row.where}: event {index} is there twice")
         activities[index] = activity
-        if "ts" in row.data:
+        if place < len(rows):
             begin = row.nanoseconds("ts")
             start[index] = begin / 1e9
             if row.data["ph"] == "X":
@@ -176,10 +176,14 @@ class _Fields:
     data: dict[str, Any]
     where: str
 
-    def take(self, key: str, kind: type, usual: Any = None) -> Any:
+    def __post_init__(self) -> None:
+        if not isinstance(self.data, dict):
+            raise FileError(f"{self.where} is {reprlib.repr(self.data)}, not an object")
+
+    def take(self, key: str, kind: type[Any], usual: Any = None) -> Any:
         """The field of exactly this type; numbers are finite and not negative."""
         value = self.data.get(key, usual)
-        if kind is float and type(value) is int and value <= sys.float_info.max:
+        if kind is float and type(value) is int and abs(value) <= sys.float_info.max:
             value = float(value)
         if type(value) is not kind or (kind in (int, float) and not 0 <= value <= sys.float_info.max):
             self.refuse(key, f"a {kind.__name__}{' of zero or more' if kind in (int, float) else ''}")

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nanort.partition import ENGINES
-from nanort.timeline import analysis
+from nanort.timeline import analysis, units
 from nanort.timeline.events import Activity, Timeline
 
 Row = dict[str, Any]
@@ -73,8 +73,8 @@ def _process(timeline: Timeline, pid: int, numbers: Iterator[int]) -> Iterator[R
     yield _metadata(pid, pid, "process_sort_index", sort_index=pid)
     sms = analysis.stream_sms(timeline)
     for place, ((stream, sub_lane), tid) in enumerate(tids.items()):
-        name = stream + f" ({sms[stream]} SMs)" * bool(sms[stream]) + f" +{sub_lane}" * bool(sub_lane)
-        yield _metadata(pid, tid, "thread_name", name=name)
+        words = (stream, units.sms(sms[stream], timeline.device), f"+{sub_lane}" if sub_lane else "")
+        yield _metadata(pid, tid, "thread_name", name="  ".join(filter(None, words)))
         yield _metadata(pid, tid, "thread_sort_index", sort_index=place)
     yield from _slices(timeline, pid, start, end, lanes)
     yield from _arrows(timeline, pid, start.tolist(), end.tolist(), lanes, numbers)

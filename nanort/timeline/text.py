@@ -18,30 +18,32 @@ if TYPE_CHECKING:
 FULL, HALF, QUARTER, IDLE = "█", "▒", "░", "·"
 UNFINISHED, OTHERS = "?", "*"
 LETTERS = string.ascii_uppercase + string.ascii_lowercase + string.digits
-LEAST_WIDTH, STREAM_WIDTH, TICK_WIDTH = 40, 16, 10
+LEAST_WIDTH, STREAM_WIDTH, TICK_WIDTH = 60, 16, 10
 LEGEND = 24  # operators that the legend names
 
 
 def render(timeline: Timeline, width: int = 100) -> str:
-    """``timeline`` in ``width`` columns (at least 40) of printable characters.
+    """``timeline`` in ``width`` columns (at least 60) of printable characters.
 
     A node two columns wide or more is a box that begins with its operator's letter and carries its name where that
     fits. Shorter nodes share columns: each shows the operator that ran longest in it, by its letter, or in grey where
     it goes on from the column before and more than half of this one is idle. A ``?`` fills what never ended.
     """
+    width = max(LEAST_WIDTH, width)
     operators = sorted({activity.operator for activity in timeline.activities})
     marks = dict(zip(operators, letters(operators), strict=True))
     heads = _heads(timeline)
-    margin = max(map(len, heads), default=0)
+    margin = max(map(len, heads.values()), default=0)
+    columns = width - margin - len(" ││ 100 %")
     shares = timeline.utilization()
-    columns = max(LEAST_WIDTH, width) - margin - len(" ││ 100 %")
     lines = [_title(timeline)]
-    for stream, head in zip(timeline.streams, heads, strict=True):
+    members = dict(analysis.grouped([activity.stream for activity in timeline.activities]))
+    for stream, head in heads.items():
         busy = units.percent(shares[f"busy {stream}"])
-        lines.append(f"{head:<{margin}} │{_bar(timeline, stream, columns, marks)}│{busy:>6}")
+        lines.append(f"{head:<{margin}} │{_bar(timeline, members[stream], columns, marks)}│{busy:>6}")
     lines += (" " * (margin + 1) + line for line in _axis(timeline.makespan, columns))
-    lines += _legend(timeline, marks, max(LEAST_WIDTH, width))
-    lines += _numbers(timeline, shares)
+    lines += _folded("", _legend(timeline, marks), width)
+    lines += _numbers(timeline, shares, width)
     return "\n".join(lines)
 
 
@@ -61,22 +63,21 @@ def letters(operators: Sequence[str]) -> list[str]:
 
 def _title(timeline: Timeline) -> str:
     where = f"{timeline.kind} on {units.plain(timeline.device, 40)}"
-    what = f"{len(timeline):,} launches on {len(timeline.streams)} streams, {units.duration(timeline.makespan)}"
-    return f"{where}: {what}{' (planned for another device)' if timeline.foreign else ''}"
+    what = f"{units.counted(len(timeline), 'event')} on {units.counted(len(timeline.streams), 'stream')}"
+    return f"{where}: {what}{', planned for another device' if timeline.foreign else ''}"
 
 
-def _heads(timeline: Timeline) -> list[str]:
+def _heads(timeline: Timeline) -> dict[str, str]:
     """What stands left of each row: the stream and its SMs."""
-    unit = "cores" if timeline.device == "cpu" else "SMs"
-    sms = analysis.stream_sms(timeline)
-    names = [units.plain(stream, STREAM_WIDTH) for stream in sms]
-    wide, digits = max(map(len, names), default=0), len(str(max(sms.values(), default=0)))
-    return [f"{n:<{wide}}  {f'{s:>{digits}} {unit}' if s else ''}" for n, s in zip(names, sms.values(), strict=True)]
+    sms = {stream: units.sms(most, timeline.device) for stream, most in analysis.stream_sms(timeline).items()}
+    names = {stream: units.plain(stream, STREAM_WIDTH) for stream in sms}
+    wide, digits = max(map(len, names.values()), default=0), max(map(len, sms.values()), default=0)
+    return {stream: f"{names[stream]:<{wide}}  {sms[stream]:>{digits}}" for stream in sms}
 
 
-def _bar(timeline: Timeline, stream: str, columns: int, marks: dict[str, str]) -> str:
+def _bar(timeline: Timeline, members: Array, columns: int, marks: dict[str, str]) -> str:
     """One row: boxes where a node is wide, and what ran longest in the columns that narrow ones share."""
-    mine = [i for i, a in enumerate(timeline.activities) if a.stream == stream and not math.isnan(timeline.start[i])]
+    mine = members[~np.isnan(timeline.start[members])]
     activities = [timeline.activities[index] for index in mine]
     start, end = timeline.start[mine], timeline.end[mine]
     open_ended = np.isnan(end)
@@ -156,38 +157,38 @@ def _axis(makespan: float, columns: int) -> Iterator[str]:
     yield " " + figures.ljust(columns + 1 - len(last)) + last
 
 
-def _legend(timeline: Timeline, marks: dict[str, str], width: int) -> Iterator[str]:
-    """Letter, operator and its seconds, most seconds first, in lines of ``width`` columns."""
+def _legend(timeline: Timeline, marks: dict[str, str]) -> list[str]:
+    """Letter, operator and its seconds, most seconds first."""
     seconds = dict.fromkeys(marks, 0.0)
     ran = np.nan_to_num(timeline.end - timeline.start).tolist()
     for activity, spent in zip(timeline.activities, ran, strict=True):
         seconds[activity.operator] += spent
     busiest = sorted(seconds, key=lambda operator: -seconds[operator])
-    entries = [
-        f"{marks[operator]} {units.plain(operator, 32)} {units.duration(seconds[operator])}"
-        for operator in busiest[:LEGEND]
-    ]
-    if len(busiest) > LEGEND:
-        entries.append(f"and {len(busiest) - LEGEND} more")
-    line = ""
-    for entry in entries:
-        if line and len(line) + 3 + len(entry) > width:
-            yield line
-            line = ""
-        line += "   " * bool(line) + entry
-    if line:
-        yield line
+    entries = [f"{marks[name]} {units.plain(name, 32)} {units.duration(seconds[name])}" for name in busiest[:LEGEND]]
+    return entries if len(busiest) <= LEGEND else [*entries, f"and {len(busiest) - LEGEND} more"]
 
 
-def _numbers(timeline: Timeline, shares: dict[str, float]) -> Iterator[str]:
+def _numbers(timeline: Timeline, shares: dict[str, float], width: int) -> Iterator[str]:
     """What was used of each resource, how much ran at once, and what did not run."""
     titles = {"sms": "SMs", "hbm": "HBM", "h2d": "PCIe down", "d2h": "PCIe up"}
     used = [f"{title} {units.percent(shares[name])}" for name, title in titles.items() if name in shares]
-    yield "makespan  " + "   ".join((units.duration(timeline.makespan), *used))
-    if timeline.makespan:
-        yield f"at once   {timeline.overlap()}"
+    yield from _folded("makespan", [units.duration(timeline.makespan), *used], width)
+    yield from _folded("at once", timeline.overlap().shares(), width)
     never_ran = int(np.isnan(timeline.start).sum())
     never_ended = int(np.isnan(timeline.end).sum()) - never_ran
-    if timeline.failure or never_ran or never_ended:
-        counts = f"{never_ran} never ran, {never_ended} never ended"
-        yield "stopped   " + "   ".join((counts, *filter(None, [units.plain(timeline.failure)])))
+    if timeline.failure or never_ended or never_ran:
+        counts = [f"{never_ran} never ran", f"{never_ended} never ended"]
+        yield from _folded("stopped", [*counts, *filter(None, [units.plain(timeline.failure)])], width)
+
+
+def _folded(head: str, entries: Sequence[str], width: int) -> Iterator[str]:
+    """``head`` and the entries behind it, in lines of ``width`` columns."""
+    lead = f"{head:<10}" if head else ""
+    line = lead
+    for entry in entries:
+        if len(line) > len(lead) and len(line) + 3 + len(entry) > width:
+            yield line
+            line = " " * len(lead)
+        line += entry if len(line) == len(lead) else f"   {entry}"
+    if len(line) > len(lead):
+        yield line

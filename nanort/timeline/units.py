@@ -32,6 +32,20 @@ def percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
+def counted(count: int, what: str) -> str:
+    """``count`` of ``what``.
+
+    >>> counted(1, "stream"), counted(1200, "event")
+    ('1 stream', '1,200 events')
+    """
+    return f"{count:,} {what}{'s' * (count != 1)}"
+
+
+def sms(count: int, device: str) -> str:
+    """``count`` SMs of ``device``, which are cores on a CPU; nothing for none."""
+    return counted(count, "core" if device == "cpu" else "SM") if count else ""
+
+
 def plain(name: str, width: int = 0) -> str:
     r"""``name`` in printable ASCII, one column a character, cut to ``width`` columns where one is given.
 

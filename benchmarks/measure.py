@@ -1,0 +1,166 @@
+"""Measuring: variants interleaved in one run, their p20, p50 and p80, and ratios pair by pair against a named baseline."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import date
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+import nanort as nr
+
+Samples = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """How samples lie: 20, 50 and 80 % of them are below these, none is below ``least``."""
+
+    p20: float
+    p50: float
+    p80: float
+    least: float
+    count: int
+
+    @classmethod
+    def of(cls, samples: Samples | Sequence[float]) -> Spread:
+        p20, p50, p80 = np.percentile(samples, (20, 50, 80)).tolist()
+        return cls(p20, p50, p80, float(np.min(samples)), len(samples))
+
+    def __str__(self) -> str:
+        return " ".join(f"{figure:8.4g}" for figure in (self.p20, self.p50, self.p80))
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of a result.
+
+    Attributes:
+        name: what was measured.
+        unit: of ``found``.
+        found: the samples.
+        baseline: what it is compared with, measured in the same run.
+        ratio: the baseline's sample over this one's, pair by pair: more than 1 is better than the baseline.
+        goal: ``("<=", figure)`` or ``(">=", figure)``, for the p50 of ``ratio`` if there is one, else of ``found``.
+    """
+
+    name: str
+    unit: str
+    found: Spread
+    baseline: str = ""
+    ratio: Spread | None = None
+    goal: tuple[str, float] | None = None
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the goal was met; None where there is none."""
+        if self.goal is None:
+            return None
+        (how, figure), median = self.goal, (self.ratio or self.found).p50
+        return median <= figure if how == "<=" else median >= figure
+
+    def cells(self) -> tuple[str, ...]:
+        """The row as the printed table shows it."""
+        against = f"{self.ratio} x {self.baseline}" if self.ratio else ""
+        goal = "" if self.goal is None else f"{self.goal[0]} {self.goal[1]:g}: {'met' if self.met else 'MISSED'}"
+        return self.name, str(self.found), self.unit, against, goal
+
+
+def compared(
+    name: str, samples: Samples, baseline: str, against: Samples, *, unit: str, goal: tuple[str, float] | None = None
+) -> Row:
+    """A row whose ratio is that of samples taken in the same rounds."""
+    return Row(name, unit, Spread.of(samples), baseline, Spread.of(against / samples), goal)
+
+
+def interleave(variants: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 1) -> dict[str, Samples]:
+    """Seconds of every variant in every round; each round goes through all of them in an order of its own.
+
+    What a noisy machine does to one variant it does to its neighbours too: compare round by round.
+    """
+    rng, order = random.Random(0), list(variants)
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for this_round in range(-warmup, rounds):
+        rng.shuffle(order)
+        for name in order:
+            began = perf_counter()
+            variants[name]()
+            took = perf_counter() - began
+            if this_round >= 0:
+                seconds[name].append(took)
+    return {name: np.array(samples) for name, samples in seconds.items()}
+
+
+def machine() -> dict[str, str | int | float]:
+    """What a measurement depends on: processor, cores, load, versions."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    found: dict[str, str | int | float] = {
+        "date": date.today().isoformat(),
+        "cpu": _cpu(),
+        "cores": cores,
+        "load": round(os.getloadavg()[0], 2),  # what else was running when it began
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "nanort": nr.__version__,
+    }
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+    for package in ("torch", "numpy", "dask"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _cpu() -> str:
+    """The processor's name; Linux tells it in a file only."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+def run(name: str, measure: Callable[[bool], list[Row]], argv: Sequence[str] | None) -> list[Row]:
+    """Parses the command line, measures, prints the table and saves it if asked to."""
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}")
+    parser.add_argument("--quick", action="store_true", help="toy sizes, to see that it runs: the numbers mean nothing")
+    parser.add_argument("--save", type=Path, metavar="FILE", help="write the result as JSON")
+    options = parser.parse_args(argv)
+    where = machine()
+    rows = measure(options.quick)
+    print("  ".join(f"{key}={value}" for key, value in where.items()))
+    print(table(rows))
+    if options.save:
+        command = f"python -m benchmarks.{name}{' --quick' if options.quick else ''}"
+        found = {"command": command, "machine": where, "rows": [{**asdict(row), "met": row.met} for row in rows]}
+        options.save.write_text(json.dumps(_rounded(found), indent=1) + "\n", encoding="utf-8")
+    return rows
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows as aligned text."""
+    head = ("", f"{'p20':>8} {'p50':>8} {'p80':>8}", "unit", f"{'p20':>8} {'p50':>8} {'p80':>8} x baseline", "goal")
+    lines = [head, *(row.cells() for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+
+
+def _rounded(found: object) -> object:
+    """The same with floats of five digits: more would be noise."""
+    if isinstance(found, float):
+        return float(f"{found:.5g}")
+    if isinstance(found, dict):
+        return {key: _rounded(value) for key, value in found.items()}
+    return [_rounded(value) for value in found] if isinstance(found, (list, tuple)) else found

@@ -1,0 +1,79 @@
+"""Random timelines, and their parts, for the tests of nanort.timeline."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+
+from nanort.timeline.events import KINDS, Activity, Timeline
+
+GROUPS = {"g0": "g0", "g0.1": "g0", "g1": "g1", "h2d": "", "d2h": ""}
+HOSTILE = (
+    "</script><script>alert(1)</script>",
+    "a\nb\rc\td",
+    "\u2028\u2029",
+    "\x1b[2J\x9b31m",
+    '"},{"',
+    "\ud800",
+    "漢字",
+    "",
+)
+CAPACITY: dict[str, Any] = {
+    "kind": "measured",
+    "device": "h200",
+    "sm_capacity": 16,
+    "hbm_bandwidth": 4e9,
+    "h2d_bandwidth": 1e9,
+    "d2h_bandwidth": 1e9,
+}
+names = st.sampled_from(HOSTILE) | st.text(max_size=8)
+work = st.integers(0, 1000).map(float)
+
+
+@st.composite
+def activities(draw: st.DrawFn, index: int) -> Activity:
+    """One activity that may wait for any of those before it."""
+    stream = draw(st.sampled_from(sorted(GROUPS)))
+    waited = st.tuples(st.integers(0, index - 1), st.sampled_from(("data", "state", "resource", "after")))
+    return Activity(
+        name=draw(names),
+        operator=draw(st.sampled_from(("linear", "decode_attention", "rms_norm", *HOSTILE))),
+        stream=stream,
+        group=GROUPS[stream],
+        sms=draw(st.sampled_from((4, 8))) if GROUPS[stream] else 0,
+        flops=draw(work),
+        hbm_bytes=draw(work),
+        h2d_bytes=draw(work),
+        d2h_bytes=draw(work),
+        piece=draw(st.integers(0, 3)),
+        scope=draw(
+            st.dictionaries(names, st.none() | st.booleans() | st.integers() | names, max_size=2).map(
+                lambda d: tuple(d.items())
+            )
+        ),
+        waits=tuple(draw(st.lists(waited, max_size=2))) if index else (),
+        where=draw(names),
+    )
+
+
+@st.composite
+def timelines(draw: st.DrawFn, *, longest: int = 30, partial: bool = True) -> Timeline:
+    """A timeline whose times are whole nanoseconds; some activities never started or never ended."""
+    made = [draw(activities(index)) for index in range(draw(st.integers(0, 12)))]
+    start = np.array([draw(st.integers(0, longest)) for _ in made], dtype=float)
+    end = np.array([begin + draw(st.integers(0, longest)) for begin in start], dtype=float)
+    if partial:
+        reached = np.array([draw(st.sampled_from((2, 2, 2, 1, 0))) for _ in made])
+        start[reached < 1], end[reached < 2] = np.nan, np.nan
+    about = CAPACITY | {"kind": draw(st.sampled_from(KINDS)), "foreign": draw(st.booleans()), "failure": draw(names)}
+    return Timeline(made, start / 1e9, end / 1e9, **about)
+
+
+def nanoseconds(timeline: Timeline) -> list[tuple[int, int] | None]:
+    """Start and end of every activity that ended, in whole nanoseconds."""
+    return [
+        None if np.isnan(end) else (round(start * 1e9), round(end * 1e9))
+        for start, end in zip(timeline.start, timeline.end, strict=True)
+    ]
