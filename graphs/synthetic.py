@@ -57,7 +57,7 @@ def fork_join(
     variety: float = 0.3,
     cuttable: bool = True,
 ) -> nr.Graph:
-    """``n`` nodes: a value feeds ``width`` (at most 16) chains of up to ``depth`` steps, whose ends make the next value.
+    """``n`` nodes: a value feeds ``width`` (at most 16) chains of ``depth`` steps, whose ends make the next value.
 
     See :func:`layered` for the other arguments.
     """

@@ -2,9 +2,10 @@
 
 from nanort.demand import Demand
 from nanort.devices import Device, device
-from nanort.graph import Graph, Node
+from nanort.graph import Graph
 from nanort.layout import Layout, Segment
 from nanort.nanobatch import nano_batch
+from nanort.nodes import Node
 from nanort.operators import Op, op
 from nanort.values import Value
 

@@ -25,11 +25,17 @@ def flow(op: Op, parameters: tuple[Parameter, ...], static: dict[str, Any]) -> t
         BatchFlowError: the operator cannot be cut, or nothing proves that it can.
     """
     statics = tuple((key, value) for key, value in static.items() if key != "layout")
+    axes: tuple[int, ...] = _cached(_flow, op, parameters, statics)
+    return axes
+
+
+def _cached(function: Any, *key: Any) -> Any:
+    """What an ``lru_cache`` answers, without it where a list is among the literals."""
     try:
-        hash((parameters, statics))
-    except TypeError:  # a list among the literals: infer without the cache
-        return _flow.__wrapped__(op, parameters, statics)
-    return _flow(op, parameters, statics)
+        hash(key)
+    except TypeError:
+        return function.__wrapped__(*key)
+    return function(*key)
 
 
 @lru_cache(maxsize=1 << 12)
@@ -37,7 +43,7 @@ def _flow(op: Op, parameters: tuple[Parameter, ...], statics: tuple[tuple[str, A
     axes = _inferred(op, parameters, dict(statics))
     if op.axes == "infer":
         kinds = tuple(p if p[0] is LITERAL else (len(p[0]), p[2]) for p in parameters)
-        _prove(op, kinds, statics, axes)
+        _cached(_prove, op, kinds, statics, axes)
     return axes
 
 

@@ -18,7 +18,8 @@ from nanort.errors import (
 from nanort.values import Value
 
 if TYPE_CHECKING:
-    from nanort.graph import Graph, Node
+    from nanort.graph import Graph
+    from nanort.nodes import Node
 
 KINDS = ("input", "constant", "state")
 

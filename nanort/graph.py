@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,72 +16,20 @@ from nanort.demand import Demand
 from nanort.eager import bind, run_in_order
 from nanort.edges import Access, Edges
 from nanort.errors import (
-    REFUSALS,
     DemandError,
     DuplicateNameError,
     ForeignValueError,
     GraphError,
     InputDeviceError,
     LayoutError,
-    NanortError,
     SealedGraphError,
     ShapeError,
 )
+from nanort.inference import infer
 from nanort.layout import Layout
-from nanort.operators import Op, Spec, make_op, meta
+from nanort.nodes import Node, caller, identity
+from nanort.operators import Op, make_op
 from nanort.values import Region, Value
-
-
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
-class Node:
-    """One call of an operator.
-
-    Attributes:
-        args, static: the call, Values and literals in order, and keyword-only arguments.
-        preds: ``(node index, reason)`` of what it must run after; the reason is "data", "state" or "after".
-        scope: labels for timelines, ``(("layer", 0),)``.
-        where: the line of user code that made it, ``"model.py:12"``.
-        origin, piece: the node of the uncut graph and the nano-batch that it is a piece of.
-        sms, stream: what an expert pinned it to.
-    """
-
-    index: int
-    name: str
-    op: Op
-    args: tuple[Any, ...]
-    static: dict[str, Any]
-    outputs: tuple[Value, ...]
-    demand: Demand
-    reads: tuple[Access, ...]
-    writes: tuple[Access, ...]
-    preds: tuple[tuple[int, str], ...]
-    scope: tuple[tuple[str, Any], ...]
-    where: str
-    origin: str
-    piece: int
-    sms: tuple[int, int] | None
-    stream: str | None
-
-    def __repr__(self) -> str:
-        inputs = ", ".join(repr(value) for value in self.inputs)
-        results = ", ".join(repr(value) for value in self.outputs)
-        return f"{self.name} = {self.op.name}({inputs}) -> {results or 'nothing'}"
-
-    @property
-    def inputs(self) -> tuple[Value, ...]:
-        """The Values among the arguments."""
-        return tuple(argument for argument in self.args if isinstance(argument, Value))
-
-    @property
-    def dtype(self) -> torch.dtype | None:
-        """The dtype that its arithmetic runs at: of the first floating-point argument or result."""
-        found = (v.dtype for v in (*self.inputs, *self.outputs) if v.dtype.is_floating_point)
-        return next(found, None)
-
-    @property
-    def span(self) -> tuple[int, int | None]:
-        """The fewest and most SMs it may run on, a pin of the user's counted in."""
-        return self.sms or self.demand.sms
 
 
 class Graph:
@@ -245,7 +189,7 @@ class Graph:
         Returns:
             A Value, a tuple of Values, or None, as the reference returns.
         """
-        where = _where()
+        where = caller()
         if isinstance(function, Op):
             op = function if demand is None else replace(function, demand=demand)
         elif demand is None:
@@ -284,7 +228,7 @@ class Graph:
             raise GraphError(f"{where}: {op.name} takes tensors by position, {misplaced} came by keyword")
         if op.takes_layout and static.get("layout") is None:
             static = {**static, "layout": self.layout}
-        specs, found, single = self._inferred(op, args, static, where)
+        specs, found, single = infer(op, args, static, where)
         demand = demand or found
         inputs = [argument for argument in args if isinstance(argument, Value)]
         if any(0 in value.shape for value in inputs) and all(0 in shape for shape, _ in specs):
@@ -306,23 +250,6 @@ class Graph:
         )  # fmt: skip  # positional on purpose: 100,000 of these are made
         self.nodes.append(node)
         return outputs[0] if single else outputs or None
-
-    def _inferred(
-        self, op: Op, args: tuple[Any, ...], static: dict[str, Any], where: str
-    ) -> tuple[tuple[Spec, ...], Demand, bool]:
-        key = tuple((a.shape, a.dtype) if isinstance(a, Value) else (_Literal, type(a), a) for a in args)
-        statics = tuple(static.items())
-        try:
-            try:
-                hash((key, statics))
-            except TypeError:  # a list among the literals: infer without the cache
-                return _infer.__wrapped__(op, key, statics)
-            return _infer(op, key, statics)
-        except NanortError as error:
-            raise type(error)(f"{where}: {op.name}: {error}") from error
-        except REFUSALS as error:
-            shown = ", ".join(repr(argument) for argument in args)
-            raise ShapeError(f"{where}: {op.name}({shown}) is refused by its reference: {error}") from error
 
     def _accesses(
         self, op: Op, args: tuple[Any, ...], static: dict[str, Any], where: str
@@ -389,12 +316,12 @@ class Graph:
                 f"|{root.kind} {root.name} {root.shape} {root.dtype} {root.batch} {root.device} {parts}".encode()
             )
         for node in self.nodes:
-            args = ",".join(_identity(argument) for argument in node.args)
+            args = ",".join(identity(argument) for argument in node.args)
             static = ",".join(f"{key}={argument!r}" for key, argument in node.static.items())
             digest.update(
                 f"|{node.name} {node.op.name}({args};{static}) {node.demand!r} {node.preds} {node.span}".encode()
             )
-        digest.update(repr([(name, _identity(value)) for name, value in self.outputs.items()]).encode())
+        digest.update(repr([(name, identity(value)) for name, value in self.outputs.items()]).encode())
         return digest.hexdigest()
 
     def to_networkx(self) -> Any:
@@ -438,7 +365,7 @@ class Graph:
         return value
 
     def _claim(self, name: str | None, op: str, scope: tuple[tuple[str, Any], ...], where: str) -> str:
-        """The node's name: the scope's labels, then the given name, or the operator's with a number where it repeats."""
+        """The scope's labels, then the given name, or the operator's, with a number where it repeats."""
         base = ".".join([*(f"{key}{label}" for key, label in scope), name or op])
         if base not in self._names:
             return base
@@ -454,7 +381,7 @@ class Graph:
             raise GraphError(f"{what} of graph {self.name!r} must be a Value, got {type(value).__name__}")
         if value.graph is not self:
             raise ForeignValueError(
-                f"{what}: {value!r} belongs to graph {value.graph.name!r}, not to {self.name!r}: use values of one graph"
+                f"{what}: {value!r} belongs to graph {value.graph.name!r}, not to {self.name!r}: use one graph"
             )
 
     def _open(self) -> None:
@@ -464,47 +391,11 @@ class Graph:
             )
 
 
-class _Literal:
-    """Marks a literal in a cache key, so that no shape is taken for one."""
-
-
-@lru_cache(maxsize=1 << 16)
-def _infer(op: Op, key: tuple[Any, ...], statics: tuple[tuple[str, Any], ...]) -> tuple[tuple[Spec, ...], Demand, bool]:
-    """Shapes and dtypes of the results, the demand, and whether there is exactly one result."""
-    static = dict(statics)
-    args = tuple(part[2] if part[0] is _Literal else meta(*part) for part in key)
-    out = op.outputs(args, static)
-    specs = tuple((tuple(tensor.shape), tensor.dtype) for tensor in out)
-    return specs, op.work(args, out, static), len(out) == 1
-
-
 def _nested(one: list[int], other: list[int]) -> bool:
     """Whether one list is a run of consecutive items of the other."""
     short, long = sorted((one, other), key=len)
     return any(long[at : at + len(short)] == short for at in range(len(long) - len(short) + 1))
 
-
-def _identity(argument: Any) -> str:
-    if not isinstance(argument, Value):
-        return repr(argument)
-    return f"%{argument.index}" if argument.view is None else f"%{argument.index}{argument.shape}{argument.view!r}"
-
-
-@lru_cache(maxsize=1 << 10)
-def _short(path: str) -> str:
-    near = os.path.relpath(path)
-    return Path(path).name if near.startswith("..") else near
-
-
-def _where() -> str:
-    """The innermost line outside nanort's own machinery, as ``file.py:12``."""
-    frame = sys._getframe(2)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_MACHINERY):
-        frame = frame.f_back
-    return f"{_short(frame.f_code.co_filename)}:{frame.f_lineno}"
-
-
-_MACHINERY = ("nanort.graph", "nanort.operators", "nanort.ops")
 
 COPY = make_op(
     torch.clone,

@@ -10,8 +10,9 @@ from typing import Any
 from nanort.batchflow import LITERAL, flow
 from nanort.demand import Demand
 from nanort.errors import BatchFlowError, DemandError, SizesError, SplitError
-from nanort.graph import Graph, Node
+from nanort.graph import Graph
 from nanort.layout import Layout
+from nanort.nodes import Node
 from nanort.values import Value
 
 Span = tuple[int, int]

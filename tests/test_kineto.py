@@ -267,7 +267,9 @@ def test_what_is_no_timeline_is_refused(tmp_path: Path, content: bytes) -> None:
         Timeline.load(path)
 
 
-JUNK = st.sampled_from([None, True, -1, 0, 1, 2**70, 10**400, 1e300, "x", [], [[]], {}, {"index": 0}])
+JUNK: st.SearchStrategy[Any] = st.sampled_from(
+    [None, True, -1, 0, 1, 2**70, 10**400, 1e300, "x", [], [[]], {}, {"index": 0}]
+)
 
 
 @given(st.data())

@@ -15,7 +15,7 @@ from tree import HOMES, MODULES, ROOT, SOURCES
 
 VOCABULARY = [
     "errors", "driver", "devices", "partition", "demand", "layout", "operators", "values",
-    "edges", "eager", "graph", "batchflow", "nanobatch",
+    "edges", "inference", "nodes", "eager", "graph", "batchflow", "nanobatch",
 ]  # fmt: skip
 STAGES = ["timeline", "costs", "simulation", "scheduling", "programs", "runtime"]
 ABOVE = ["ops", "graphs", "serving", "cli"]

@@ -42,7 +42,7 @@ def activities(draw: st.DrawFn, index: int) -> Activity:
         operator=draw(st.sampled_from(("linear", "decode_attention", "rms_norm", *HOSTILE))),
         stream=stream,
         group=GROUPS[stream],
-        sms=draw(st.sampled_from((4, 8))) if GROUPS[stream] else 0,
+        sms=draw(st.sampled_from((4, 12))) if GROUPS[stream] else 0,
         flops=draw(work),
         hbm_bytes=draw(work),
         h2d_bytes=draw(work),

@@ -10,7 +10,7 @@ from dataclasses import astuple, dataclass, fields
 
 from nanort.costs import files
 from nanort.errors import CostError, FileError
-from nanort.graph import Node
+from nanort.nodes import Node
 
 SCHEMA, VERSION = "nanort.profile", 1
 

@@ -12,7 +12,7 @@ from nanort.costs.profile import Profile
 from nanort.demand import Demand
 from nanort.devices import Device
 from nanort.errors import CostError
-from nanort.graph import Graph, Node
+from nanort.nodes import Node
 
 SHARPNESS = 8
 """The p of the p-norm that joins compute and memory time: 9 % above the larger where both are equal, 0.05 % where one is half."""

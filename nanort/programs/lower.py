@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from nanort.errors import ProgramError
-from nanort.graph import Graph, Node
+from nanort.graph import Graph
+from nanort.nodes import Node
 from nanort.programs.program import Buffer, Copy, Instruction, Launch, Program, Record, View, Wait
 from nanort.scheduling.schedule import Assignment, Schedule
 from nanort.timeline.events import Activity

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable, Sequence
 from math import inf
 
 from nanort.costs.profile import Profile
 from nanort.costs.roofline import Cost, Costs
 from nanort.devices import Device
 from nanort.graph import Graph
+from nanort.partition import Stream
 from nanort.simulation.fluid import Modes
+from nanort.simulation.interference import Coresidence, coresidence
 
 LINKS = ("h2d", "d2h", "net")
 
@@ -75,9 +77,13 @@ class Flat:
             )
         return self._modes[key]
 
-    def seconds_on(self, saturation: int) -> Callable[[int, int], float]:
-        """A function of a node and SMs: its seconds there, infinite where it does not fit."""
-        return lambda node, sms: self.kind_costs(saturation, sms)[self.kinds[node]].seconds
+    def coresidence(self, saturation: int, streams: Sequence[Stream]) -> Coresidence | None:
+        """How nodes share SMs on these streams; None where they share none."""
+
+        def seconds_on(node: int, sms: int) -> float:
+            return self.kind_costs(saturation, sms)[self.kinds[node]].seconds
+
+        return coresidence(streams, self.operators, seconds_on, self.profile.slowdowns if self.profile else None)
 
     def _contended(self, link: str) -> bool:
         """Whether anything but the link's own copy engine, which is a queue, draws on it."""

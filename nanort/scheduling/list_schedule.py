@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from heapq import heappop, heappush
 from itertools import accumulate
@@ -11,7 +12,6 @@ from nanort.errors import CapacityError, PolicyError
 from nanort.scheduling.flat import Flat
 from nanort.scheduling.structures import CORESIDENT, Structure
 from nanort.simulation.fluid import Trace, simulate
-from nanort.simulation.interference import Coresidence, rivals
 
 PATH, FEED = "path", "feed"
 ORDERS = (PATH, FEED)
@@ -32,6 +32,7 @@ class Outline:
     Attributes:
         roles: of each kind: ``LIGHT`` if it is shorter than the mean node, otherwise ``MEMORY`` or ``COMPUTE`` by what
             bounds it on the whole device.
+        counts: how many nodes there are of each kind.
         path: seconds of the longest path from each node to the end, on the whole device.
     """
 
@@ -49,6 +50,7 @@ class Outline:
         self.path = [0.0] * len(flat)
         for node in range(len(flat) - 1, -1, -1):
             self.path[node] = seconds[node] + max((self.path[succ] for succ in flat.succs[node]), default=0.0)
+        self.counts = Counter(flat.kinds)
         self._feeds: dict[int, list[float]] = {}
 
     def feed(self, sms: int) -> list[float]:
@@ -78,11 +80,8 @@ def dispatch(
         CapacityError: a node needs more SMs than its stream has.
     """
     flat, policy = outline.flat, _Dispatch(outline, structure, order, borrow, offsets)
-    coresidence = None
-    if structure.mechanism == CORESIDENT:
-        sms, pairs = [stream.sms for stream in structure.streams], flat.profile.slowdowns if flat.profile else {}
-        coresidence = Coresidence(sms, rivals(structure.streams), flat.operators, pairs, flat.seconds_on(outline.saturation))
-    return simulate(len(flat), policy.modes, policy, coresidence)
+    shared = flat.coresidence(outline.saturation, structure.streams) if structure.mechanism == CORESIDENT else None
+    return simulate(len(flat), policy.modes, policy, shared)
 
 
 class _Dispatch:
@@ -187,7 +186,9 @@ def _homes(flat: Flat, structure: Structure, roles: list[str], pinned: set[int])
     for index, node in enumerate(flat.graph.nodes):
         if node.stream is not None:
             if node.stream not in names:
-                raise PolicyError(f"{node.where}: {node.name} is pinned to stream {node.stream!r}, which {structure} plans lack")
+                raise PolicyError(
+                    f"{node.where}: {node.name} is pinned to stream {node.stream!r}, which {structure} plans lack"
+                )
             found[index] = names[node.stream]
             pinned.add(index)
             if not fits[found[index]][flat.kinds[index]]:

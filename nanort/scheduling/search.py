@@ -1,35 +1,38 @@
-"""Search: structures are enumerated, each is list-scheduled in the fluid simulation, the best is refined."""
+"""Search: structures are enumerated, each is list-scheduled in the fluid simulation, and the best is refined."""
 
 from __future__ import annotations
 
 import math
 import random
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 
 from nanort.devices import Device
 from nanort.errors import CapacityError, PolicyError
+from nanort.partition import ENGINES
 from nanort.scheduling.flat import Flat
-from nanort.scheduling.list_schedule import COMPUTE, LIGHT, MEMORY, ORDERS, PATH, Outline, dispatch
-from nanort.scheduling.structures import CORESIDENT, ISOLATED, Structure, overlapping
+from nanort.scheduling.list_schedule import COMPUTE, FEED, LIGHT, MEMORY, PATH, Outline, dispatch, serial
+from nanort.scheduling.structures import CORESIDENT, Structure, overlapping
 from nanort.scheduling.waits import waits
-from nanort.simulation.fluid import Jobs, Trace, replay
+from nanort.simulation.fluid import Queues, Trace, simulate
 
-SHARE_TO_REFINE = 4
+REFINING = 4
 """One in so many judged schedules refines the best structure instead of trying another."""
+
+Progress = Callable[[int, int, float], None]
 
 
 def saturations(device: Device) -> list[int]:
-    """The saturation points at which plans are judged, the most pessimistic first: the ends of the range and its middle."""
+    """The saturation points at which plans are judged, the most pessimistic first: the range's ends and its middle."""
     least, most = device.hbm_saturation_sms
     return sorted({least, round(math.sqrt(least * most)), most}, reverse=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One way to plan: a cut graph, a structure and how nodes are dispatched in it."""
+    """One way to plan: a graph, a structure, and how nodes are dispatched in it."""
 
     outline: Outline
     structure: Structure
@@ -38,5 +41,175 @@ class Candidate:
     offsets: tuple[float, ...] = ()
 
     def plan(self) -> Trace:
-        """What list scheduling makes of it where device memory saturates latest."""
+        """What list scheduling makes of it, at the outline's saturation point."""
         return dispatch(self.outline, self.structure, self.order, self.borrow, self.offsets)
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """A plan's makespan and the serial one where ``saturation`` SMs saturate device memory."""
+
+    saturation: int
+    seconds: float
+    serial_seconds: float
+
+    @property
+    def gain(self) -> float:
+        """How many times faster the plan is."""
+        return self.serial_seconds / self.seconds if self.seconds else 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A candidate, what it comes to at every saturation point, and its trace at the worst of them."""
+
+    candidate: Candidate
+    trace: Trace
+    worst: Outlook
+    outlooks: tuple[Outlook, ...]
+
+
+class Search:
+    """Judges plans for one graph, which ``flats`` are different cuts of, within a budget.
+
+    Args:
+        source: the uncut graph, whose serial schedule is the baseline.
+        flats: what may be planned.
+        effort: schedules that may be judged.
+        deadline: the time (of ``time.monotonic``) at which it stops where it is.
+        seed: of the refinement.
+        progress: told schedules judged, effort, and the best seconds so far, after each.
+
+    Attributes:
+        judged: schedules judged so far.
+        truncated: whether the deadline stopped it.
+        refused: why structures were left out.
+    """
+
+    def __init__(
+        self, source: Flat, flats: Sequence[Flat], effort: int, deadline: float, seed: int, progress: Progress | None
+    ) -> None:
+        self.source = source
+        self.flats = flats
+        self.effort = effort
+        self.deadline = deadline
+        self.seed = seed
+        self.progress = progress
+        self.points = saturations(source.device)
+        self.serial_seconds = {point: serial(source, point).makespan for point in self.points}
+        self.best_seconds = math.inf
+        self.judged = 0
+        self.truncated = False
+        self.refused: list[PolicyError | CapacityError] = []
+
+    def run(self, exhaustive: bool) -> Found | None:
+        """The plan that gains most at its worst saturation point; None if every structure was refused.
+
+        ``exhaustive`` tries every structure and refines the best; otherwise the most promising one of each mechanism.
+        """
+        limit = self.effort - self.effort // REFINING
+        tried: list[tuple[float, int, Candidate]] = []
+        for candidate in self._candidates(exhaustive):
+            if self._spent(limit):
+                break
+            if (trace := self._judge(candidate)) is not None:
+                tried.append((trace.makespan, len(tried), candidate))
+        found: Found | None = None
+        for seconds, _, candidate in sorted(tried, key=lambda item: item[:2]):
+            if found is not None and self.serial_seconds[self.points[0]] <= found.worst.gain * seconds:
+                break  # it cannot gain more at its worst point than at this one
+            met = self._met(candidate, candidate.plan())
+            if found is None or met.worst.gain > found.worst.gain:
+                found = met
+        return self._refined(found) if found and exhaustive else found
+
+    def _candidates(self, exhaustive: bool) -> Iterator[Candidate]:
+        """The most promising structures first, of every mechanism and every cut in turn."""
+        columns = []
+        for flat in self.flats:
+            outline = Outline(flat, self.points[0])
+            used = {node.demand.engine for node in flat.examples}
+            ranked: dict[str, list[tuple[float, int, Structure]]] = {}
+            for rank, structure in enumerate(
+                overlapping(flat.device, [engine for engine in ENGINES if engine in used])
+            ):
+                ranked.setdefault(structure.mechanism, []).append((_estimate(outline, structure), rank, structure))
+            rows = zip_longest(*(sorted(structures, key=lambda row: row[:2]) for structures in ranked.values()))
+            columns.append(
+                [(outline, row[2]) for column in rows for row in column if row][: None if exhaustive else len(ranked)]
+            )
+        for outline, structure in (pair for row in zip_longest(*columns) for pair in row if pair):
+            yield Candidate(outline, structure)
+            if exhaustive:
+                isolated = structure.alone >= 0
+                for order, borrow in ((FEED, False), *(((PATH, True), (FEED, True)) if isolated else ())):
+                    yield Candidate(outline, structure, order, borrow)
+
+    def _spent(self, limit: int) -> bool:
+        self.truncated = self.truncated or time.monotonic() >= self.deadline
+        return self.truncated or self.judged >= limit
+
+    def _judge(self, candidate: Candidate) -> Trace | None:
+        """The plan, or None where a pin refuses the structure."""
+        try:
+            trace = candidate.plan()
+        except (PolicyError, CapacityError) as error:
+            self.refused.append(error)
+            return None
+        self.judged += 1
+        self.best_seconds = min(self.best_seconds, trace.makespan)
+        if self.progress:
+            self.progress(self.judged, self.effort, self.best_seconds)
+        return trace
+
+    def _met(self, candidate: Candidate, trace: Trace) -> Found:
+        """The plan at every saturation point: made for the first, its streams keep their order at the others."""
+        flat, streams = candidate.outline.flat, candidate.structure.streams
+        traces = {self.points[0]: trace}
+        if len(self.points) > 1:
+            queues: list[list[int]] = [[] for _ in streams]
+            for node in trace.order:
+                queues[trace.lane[node]].append(node)
+            awaited: list[list[int]] = [[] for _ in range(len(flat))]
+            for wait in waits(flat.graph, streams, trace.order, trace.lane):
+                awaited[wait.node].append(wait.on)
+            for point in self.points[1:]:
+                modes = [flat.modes(point, stream.sms) for stream in streams]
+                shared = flat.coresidence(point, streams) if candidate.structure.mechanism == CORESIDENT else None
+                traces[point] = simulate(len(flat), modes, Queues(queues, awaited), shared)
+        outlooks = tuple(Outlook(at, traces[at].makespan, self.serial_seconds[at]) for at in self.points)
+        worst = min(outlooks, key=lambda outlook: outlook.gain)
+        return Found(candidate, traces[worst.saturation], worst, outlooks)
+
+    def _refined(self, found: Found) -> Found:
+        """The best of plans in which kinds of nodes are more or less urgent than their order says, one more at a time."""
+        outline = found.candidate.outline
+        flat, chance = outline.flat, random.Random(self.seed)
+        kinds = len(flat.examples)
+        longest = max((cost.seconds for cost in flat.kind_costs(outline.saturation, flat.device.sms)), default=0.0)
+        best = found.outlooks[0].seconds
+        while kinds and not self._spent(self.effort):
+            offsets = list(found.candidate.offsets or [0.0] * kinds)
+            offsets[chance.randrange(kinds)] += chance.gauss(0.0, 2 * longest)
+            candidate = replace(found.candidate, offsets=tuple(offsets))
+            trace = self._judge(candidate)
+            if trace is not None and trace.makespan < best:
+                met = self._met(candidate, trace)
+                if met.worst.gain > found.worst.gain:
+                    found, best = met, trace.makespan
+        return found
+
+
+def _estimate(outline: Outline, structure: Structure) -> float:
+    """Seconds that the busiest stream needs, or half of both together, were nothing to wait for anything."""
+    flat, saturation = outline.flat, outline.saturation
+    compute, memory = (
+        flat.kind_costs(saturation, structure.streams[lane].sms) for lane in (structure.compute, structure.memory)
+    )
+    loads = dict.fromkeys((COMPUTE, MEMORY, LIGHT), 0.0)
+    for kind, count in outline.counts.items():
+        role = outline.roles[kind]
+        seconds = {COMPUTE: compute[kind].seconds, MEMORY: memory[kind].seconds}
+        loads[role] += count * seconds.get(role, min(seconds.values()))
+    total = sum(loads.values())
+    return max(loads[COMPUTE], loads[MEMORY], total / 2) if structure.alone >= 0 else total

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from nanort.errors import SimulationError
 from nanort.partition import Stream
-from nanort.simulation.interference import Coresidence, rivals
+from nanort.simulation.interference import Coresidence, coresidence
 
 TINY = 1e-12
 """The fraction of a job at which it counts as done: rounding must not split one event into two."""
@@ -65,8 +65,8 @@ class Policy(Protocol):
         ...
 
 
-def simulate(count: int, modes: Sequence[Modes], policy: Policy, coresidence: Coresidence | None = None) -> Trace:
-    """Runs ``count`` jobs as ``policy`` starts them on streams, whose costs are ``modes``.
+def simulate(count: int, modes: Sequence[Modes], policy: Policy, shared: Coresidence | None = None) -> Trace:
+    """Runs ``count`` jobs as ``policy`` starts them on streams, on which they take ``modes`` and may share SMs.
 
     Every round ends at least one job, so that there are at most ``count`` of them. Equal inputs give equal bits: ties
     are broken by stream.
@@ -94,7 +94,7 @@ def simulate(count: int, modes: Sequence[Modes], policy: Policy, coresidence: Co
                 busy.append(lane)
         if not busy:
             break
-        speeds, weights = coresidence.speeds(busy, running, sms) if coresidence else (full, sms)
+        speeds, weights = shared.speeds(busy, running, sms) if shared else (full, sms)
         rates = speeds
         for draw in draws:
             drawn = draw if speeds is full else [share * speed for share, speed in zip(draw, speeds, strict=True)]
@@ -153,57 +153,57 @@ def water_fill(drawn: Sequence[float], weights: Sequence[float]) -> list[float]:
     return got
 
 
+class Queues:
+    """The policy of streams: each runs its queue in order, a job as soon as all that it waits for has ended.
+
+    Args:
+        queues: the jobs of each stream.
+        waits: for each job, those on other streams that it waits for.
+    """
+
+    def __init__(self, queues: Sequence[Sequence[int]], waits: Sequence[Sequence[int]]) -> None:
+        self.queues = [list(reversed(queue)) for queue in queues]
+        self.missing = [len(waited) for waited in waits]
+        self.waiters: list[list[int]] = [[] for _ in waits]
+        for job, waited in enumerate(waits):
+            for other in waited:
+                self.waiters[other].append(job)
+
+    def next(self, lane: int, running: Sequence[int], left: Sequence[float]) -> int:
+        """The head of the queue, if it waits for nothing."""
+        queue = self.queues[lane]
+        return queue.pop() if queue and not self.missing[queue[-1]] else -1
+
+    def done(self, job: int) -> None:
+        """Frees those that wait for it."""
+        for waiter in self.waiters[job]:
+            self.missing[waiter] -= 1
+
+
 @dataclass(frozen=True, slots=True)
 class Jobs:
-    """Jobs whose stream is decided: flat lists, each stream's in the order in which it runs them.
-
-    Attributes:
-        stream: index of each job's stream.
-        modes: what each takes there.
-        operators: their names, by which measured pairs are found.
-        seconds_on: seconds that a job takes on fewer SMs, for streams that share theirs.
-    """
+    """Jobs in the order in which they are issued, flat lists: the stream of each, and what it takes there."""
 
     stream: list[int]
     modes: Modes
     operators: list[str]
-    seconds_on: Callable[[int, int], float]
 
 
 def replay(
     jobs: Jobs,
     streams: Sequence[Stream],
     waits: Sequence[Sequence[int]],
+    seconds_on: Callable[[int, int], float],
     pairs: Mapping[tuple[str, str], tuple[float, float]] | None = None,
 ) -> tuple[list[float], list[float]]:
-    """Start and end of every job when each stream is a queue and ``waits[job]`` lists the jobs that it waits for."""
-    sharing = rivals(streams)
-    coresidence = None
-    if any(sharing):
-        coresidence = Coresidence([s.sms for s in streams], sharing, jobs.operators, pairs or {}, jobs.seconds_on)
-    trace = simulate(
-        len(jobs.stream), [jobs.modes] * len(streams), _Queues(jobs.stream, len(streams), waits), coresidence
-    )
+    """Start and end of every job when each stream is a queue and ``waits[job]`` lists the jobs it waits for.
+
+    ``seconds_on`` tells a job's seconds on fewer SMs, where streams share them; ``pairs`` are measured slowdowns of two
+    operators that run together.
+    """
+    queues: list[list[int]] = [[] for _ in streams]
+    for job, stream in enumerate(jobs.stream):
+        queues[stream].append(job)
+    shared = coresidence(streams, jobs.operators, seconds_on, pairs)
+    trace = simulate(len(jobs.stream), [jobs.modes] * len(streams), Queues(queues, waits), shared)
     return trace.start, trace.end
-
-
-class _Queues:
-    """The policy of streams: each runs its queue in order, a job as soon as what it waits for is done."""
-
-    def __init__(self, stream: Sequence[int], streams: int, waits: Sequence[Sequence[int]]) -> None:
-        self.queues: list[list[int]] = [[] for _ in range(streams)]
-        for job in range(len(stream) - 1, -1, -1):
-            self.queues[stream[job]].append(job)
-        self.missing = [len(waited) for waited in waits]
-        self.waiters: list[list[int]] = [[] for _ in stream]
-        for job, waited in enumerate(waits):
-            for other in waited:
-                self.waiters[other].append(job)
-
-    def next(self, lane: int, running: Sequence[int], left: Sequence[float]) -> int:
-        queue = self.queues[lane]
-        return queue.pop() if queue and not self.missing[queue[-1]] else -1
-
-    def done(self, job: int) -> None:
-        for waiter in self.waiters[job]:
-            self.missing[waiter] -= 1

@@ -15,7 +15,7 @@ class Coresidence:
 
     Args:
         sms: SMs of each stream's group.
-        sharing: for each stream, the others that share SMs with it (see :func:`rivals`).
+        sharing: for each stream, the others that share SMs with it: lanes of one group, and groups that overlap.
         operators: of each job.
         pairs: slowdowns of (first, second) operator run together.
         seconds_on: seconds that a job takes alone on so many SMs; infinite where it cannot run on so few.
@@ -62,12 +62,16 @@ class Coresidence:
         return speeds, held
 
 
-def rivals(streams: Sequence[Stream]) -> list[frozenset[int]]:
-    """For each stream, the others whose SMs it shares: lanes of one group, and groups that overlap."""
+def coresidence(
+    streams: Sequence[Stream],
+    operators: Sequence[str],
+    seconds_on: Callable[[int, int], float],
+    pairs: Mapping[tuple[str, str], tuple[float, float]] | None = None,
+) -> Coresidence | None:
+    """How jobs share SMs on these streams; None where no two streams have an SM in common."""
     groups = [stream.group for stream in streams]
-    return [
-        frozenset(
-            index for index, other in enumerate(groups) if index != lane and group and other and group.overlaps(other)
-        )
+    sharing = [
+        frozenset(at for at, other in enumerate(groups) if at != lane and group and other and group.overlaps(other))
         for lane, group in enumerate(groups)
     ]
+    return Coresidence([s.sms for s in streams], sharing, operators, pairs or {}, seconds_on) if any(sharing) else None

@@ -65,7 +65,7 @@ def sms_in_use(timeline: Timeline, start: Array, end: Array) -> tuple[Array, Arr
     for _, group in grouped([a.group or a.stream for a in timeline.activities]):
         ran = group[~np.isnan(timeline.end[group])]
         times, held = levels(start[ran], end[ran], sms[ran])
-        boxes.append((times[:-1], times[1:], held[:-1]))
+        boxes.append((times[:-1], times[1:], np.minimum(held, sms[group].max())[:-1]))
     if not boxes:
         return np.empty(0), np.empty(0)
     starts, ends, held = (np.concatenate(part) for part in zip(*boxes, strict=True))

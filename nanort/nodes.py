@@ -1,0 +1,93 @@
+"""Node: one call of an operator in a graph, and the line of user code that made it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nanort.demand import Demand
+from nanort.edges import Access
+from nanort.operators import Op
+from nanort.values import Value
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Node:
+    """One call of an operator.
+
+    Attributes:
+        args, static: the call, Values and literals in order, and keyword-only arguments.
+        preds: ``(node index, reason)`` of what it must run after; the reason is "data", "state" or "after".
+        scope: labels for timelines, ``(("layer", 0),)``.
+        where: the line of user code that made it, ``"model.py:12"``.
+        origin, piece: the node of the uncut graph and the nano-batch that it is a piece of.
+        sms, stream: what an expert pinned it to.
+    """
+
+    index: int
+    name: str
+    op: Op
+    args: tuple[Any, ...]
+    static: dict[str, Any]
+    outputs: tuple[Value, ...]
+    demand: Demand
+    reads: tuple[Access, ...]
+    writes: tuple[Access, ...]
+    preds: tuple[tuple[int, str], ...]
+    scope: tuple[tuple[str, Any], ...]
+    where: str
+    origin: str
+    piece: int
+    sms: tuple[int, int] | None
+    stream: str | None
+
+    def __repr__(self) -> str:
+        inputs = ", ".join(repr(value) for value in self.inputs)
+        results = ", ".join(repr(value) for value in self.outputs)
+        return f"{self.name} = {self.op.name}({inputs}) -> {results or 'nothing'}"
+
+    @property
+    def inputs(self) -> tuple[Value, ...]:
+        """The Values among the arguments."""
+        return tuple(argument for argument in self.args if isinstance(argument, Value))
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """The dtype that its arithmetic runs at: of the first floating-point argument or result."""
+        found = (v.dtype for v in (*self.inputs, *self.outputs) if v.dtype.is_floating_point)
+        return next(found, None)
+
+    @property
+    def span(self) -> tuple[int, int | None]:
+        """The fewest and most SMs it may run on, a pin of the user's counted in."""
+        return self.sms or self.demand.sms
+
+
+def identity(argument: Any) -> str:
+    """What tells an argument from others in a graph's fingerprint."""
+    if not isinstance(argument, Value):
+        return repr(argument)
+    return f"%{argument.index}" if argument.view is None else f"%{argument.index}{argument.shape}{argument.view!r}"
+
+
+_MACHINERY = ("nanort.graph", "nanort.operators", "nanort.ops")
+
+
+@lru_cache(maxsize=1 << 10)
+def _short(path: str) -> str:
+    near = os.path.relpath(path)
+    return Path(path).name if near.startswith("..") else near
+
+
+def caller() -> str:
+    """The innermost line outside nanort's own machinery, as ``file.py:12``."""
+    frame = sys._getframe(2)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_MACHINERY):
+        frame = frame.f_back
+    return f"{_short(frame.f_code.co_filename)}:{frame.f_lineno}"
