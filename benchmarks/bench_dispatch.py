@@ -1,4 +1,4 @@
-"""What a node costs beside its arithmetic: nanort, torch.fx.Interpreter and dask over a plain loop of the same calls."""
+"""What a node costs beside its arithmetic: nanort, torch.fx and dask over a plain loop of the same calls."""
 
 from __future__ import annotations
 
@@ -69,16 +69,16 @@ def measure(quick: bool) -> list[Row]:
     """Every variant in every round; an overhead is the difference to the loop of that round."""
     blocks, rounds = (5, 3) if quick else (100, 300)
     nodes = NODES * blocks
-    torch.set_num_threads(1)
     tensors = torch.randn(5, *SHAPE, generator=torch.Generator().manual_seed(0)).unbind()
     graph = network_graph(blocks)
     serial = nr.co_schedule(graph, CPU, policy="serial")
     beside = nr.co_schedule(graph, CPU, policy="list", nano_batches=(1,))
-    interpreter = fx.Interpreter(fx.symbolic_trace(partial(network, blocks=blocks)))
-    variants: dict[str, Callable[[], Any]] = {
-        LOOP: partial(network, *tensors, blocks=blocks),
-        FX: partial(interpreter.run, *tensors),
-    }
+
+    def loop(x: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
+        return network(x, a, b, c, d, blocks=blocks)
+
+    interpreter = fx.Interpreter(fx.symbolic_trace(loop))
+    variants: dict[str, Callable[[], Any]] = {LOOP: partial(loop, *tensors), FX: partial(interpreter.run, *tensors)}
     if find_spec("dask"):
         variants[DASK] = dask_variant(blocks, tensors)
     with ExitStack() as stack:

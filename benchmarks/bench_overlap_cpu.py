@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -15,22 +16,20 @@ from typing import Any
 import torch
 
 import nanort as nr
-from benchmarks.measure import Row, Spread, compared, interleave, run
+from benchmarks.measure import Row, Samples, Spread, compared, interleave, run
 
 CORE, CORES = (nr.device("cpu").with_(sms=cores, hbm_saturation_sms=(cores, cores)) for cores in (1, 2))
-COMPUTE, MEMORY, FILE = "compute", "memory", "file read"
-ONE, BOTH = "serial, one core an operator", "serial, both cores an operator"
-BLOCKS, PAGE = 64, 4096
+BLOCKS, PAGE = 64, 4096  # of the file, in its own blocks; of memory, in bytes
 
 
 @nr.op(demand=lambda x, weight, out: nr.Demand(flops=2 * x.shape[0] * weight.numel(), hbm_bytes=3 * out.nbytes))
-def multiply(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """The product of two matrices, bound by arithmetic."""
     return x @ weight
 
 
-@nr.op(demand=lambda weight, x, out: nr.Demand(flops=2 * weight.numel(), hbm_bytes=weight.nbytes))
-def apply(weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+@nr.op(demand=lambda x, weight, out: nr.Demand(flops=2 * weight.numel(), hbm_bytes=weight.nbytes))
+def gemv(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """The product of a matrix and a vector, bound by memory."""
     return weight @ x
 
@@ -52,64 +51,127 @@ def read(*, path: str, flags: int, offset: int, size: int) -> torch.Tensor:
     return block
 
 
-class Workload:
-    """Three kinds of operators, their tensors, and how many of each make a stream of about the same length.
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A stream of one kind: an operator called again and again, its result the next call's first argument.
 
-    Args:
-        order: rows of the square matrices that are multiplied; those applied to a vector have four times as many.
-        block_bytes: what one operator reads of the file.
-        seconds: how long each stream is to run alone on one core.
-        path: the file, which has ``BLOCKS`` blocks.
+    Attributes:
+        tensors: its arguments by name; none for a read, whose calls do not depend on each other.
+        static: the keyword arguments of the k-th call.
+        amount, unit: what one call does, for the rate.
     """
 
-    def __init__(self, order: int, block_bytes: int, seconds: float, path: Path) -> None:
-        generator = torch.Generator().manual_seed(0)
-        large = 4 * order
-        self.tensors = {
-            "x": torch.randn(order, order, generator=generator),
-            "weight": torch.randn(order, order, generator=generator) / order**0.5,
-            "v": torch.randn(large, generator=generator),
-            "matrix": torch.randn(large, large, generator=generator) / large**0.5,
+    name: str
+    op: nr.Op
+    tensors: Mapping[str, torch.Tensor]
+    static: Callable[[int], dict[str, Any]]
+    amount: float
+    unit: str
+
+    def alone(self, rounds: int) -> list[float]:
+        """Seconds of one call after another in this thread."""
+        seconds = []
+        for k in range(rounds + 2):
+            began = perf_counter()
+            self.op(*self.tensors.values(), **self.static(k))
+            seconds.append(perf_counter() - began)
+        return seconds[2:]
+
+    def add(self, graph: nr.Graph, calls: int, stream: str | None) -> None:
+        """Adds the stream to a graph."""
+        values = [graph.input(name, tuple(tensor.shape), tensor.dtype) for name, tensor in self.tensors.items()]
+        for k in range(calls):
+            out = graph.call(self.op, *values, stream=stream, **self.static(k))
+            values[:1] = [out] if values else []
+        graph.output(**{self.name: out})
+
+
+def works(order: int, block_bytes: int, folder: Path) -> tuple[Work, Work, Work]:
+    """A stream bound by arithmetic, one bound by memory, and one that reads a file which it writes into ``folder``."""
+    generator = torch.Generator().manual_seed(0)
+    small, large = (torch.randn(n, n, generator=generator) / n**0.5 for n in (order, 4 * order))
+    path = folder / "blocks"
+    path.write_bytes(os.urandom(block_bytes) * BLOCKS)
+    static = {"path": str(path), "flags": _flags(path), "size": block_bytes}
+    return (
+        Work("compute", product, {"x": small.clone(), "weight": small}, lambda k: {}, 2e-9 * order**3, "GFLOP/s"),
+        Work("memory", gemv, {"v": large[0].clone(), "matrix": large}, lambda k: {}, large.nbytes / 1e9, "GB/s"),
+        Work(
+            "read" if static["flags"] else "cached read", read, {},
+            lambda k: {**static, "offset": k % BLOCKS * block_bytes}, block_bytes / 1e9, "GB/s",
+        ),
+    )  # fmt: skip  # a table of three
+
+
+def _flags(path: Path) -> int:
+    """O_DIRECT, which reads past the page cache so that no core copies, where the file system has it."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    flag = getattr(os, "O_DIRECT", 0)
+    try:
+        os.close(os.open(path, os.O_RDONLY | flag))
+    except OSError:  # a file system in memory has none
+        return 0
+    return flag
+
+
+def measure(quick: bool) -> list[Row]:
+    """Each mix in turn; within it, side by side and one after another in every round."""
+    order, block_bytes, seconds, rounds = (64, 1 << 16, 0.001, 2) if quick else (1024, 1 << 22, 0.2, 31)
+    with tempfile.TemporaryDirectory() as folder:
+        compute, memory, file = made = works(order, block_bytes, Path(folder))
+        alone = {work.name: work.alone(5 if quick else 50) for work in made}
+        calls = {name: max(1, round(seconds / median(samples))) for name, samples in alone.items()}
+        rows = [
+            Row(f"{work.name} alone, one core", work.unit, Spread.of([work.amount / s for s in alone[work.name]]))
+            for work in made
+        ]
+        for mix, goal in (((compute, memory), None), ((compute, file), 1.5), (made, None)):
+            rows += mixed(mix, calls, rounds, goal)
+        return rows
+
+
+def mixed(mix: Sequence[Work], calls: Mapping[str, int], rounds: int, goal: float | None) -> list[Row]:
+    """The rows of one mix: each kind on a core or engine of its own, against all in turn on one core and on both."""
+
+    def graph(streams: Mapping[str, str]) -> nr.Graph:
+        made = nr.Graph(" beside ".join(work.name for work in mix))
+        for work in mix:
+            work.add(made, calls[work.name], streams.get(work.name))
+        return made
+
+    inputs = {name: tensor for work in mix for name, tensor in work.tensors.items()}
+    plans = {
+        "side by side": nr.co_schedule(graph({"compute": "g1", "memory": "g0"}), CORES, nano_batches=(1,)),
+        "in turn, one core": nr.co_schedule(graph({}), CORE, policy="serial"),
+        "in turn, both cores": nr.co_schedule(graph({}), CORES, policy="serial"),
+    }
+    with ExitStack() as stack:
+        runs = {
+            name: partial(stack.enter_context(nr.Executor(plan, backend="cpu", trace=False)), **inputs)
+            for name, plan in plans.items()
         }
-        self.block_bytes = block_bytes
-        self.path = path
-        path.write_bytes(os.urandom(block_bytes) * BLOCKS)
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-        self.flags = _direct(path)
-        self.alone = {kind: _alone(partial(self.once, kind)) for kind in (COMPUTE, MEMORY, FILE)}
-        self.counts = {kind: max(1, round(seconds / alone)) for kind, alone in self.alone.items()}
+        wanted, found = runs["in turn, one core"](), runs["side by side"]()
+        if not all(torch.equal(found[name], tensor) for name, tensor in wanted.items()):
+            raise AssertionError("side by side computes something else than in turn")
+        seconds = interleave(runs, rounds)
+    return _rows(" + ".join(work.name for work in mix), seconds, goal)
 
-    def once(self, kind: str) -> torch.Tensor:
-        """One operator of a kind."""
-        x, weight, v, matrix = self.tensors.values()
-        if kind == FILE:
-            return read(path=str(self.path), flags=self.flags, offset=0, size=self.block_bytes)
-        return multiply(x, weight) if kind == COMPUTE else apply(matrix, v)
 
-    def graph(self, kinds: Sequence[str], streams: Mapping[str, str]) -> nr.Graph:
-        """A chain of every kind, the reads beside each other, each pinned to the stream that ``streams`` names."""
-        graph = nr.Graph(" beside ".join(kinds))
-        x, weight, v, matrix = (graph.input(name, tuple(t.shape), t.dtype) for name, t in self.tensors.items())
-        for kind in kinds:
-            pin = streams.get(kind)
-            for k in range(self.counts[kind]):
-                if kind == COMPUTE:
-                    x = graph.call(multiply, x, weight, stream=pin)
-                elif kind == MEMORY:
-                    v = graph.call(apply, matrix, v, stream=pin)
-                else:
-                    size = self.block_bytes
-                    at = k % BLOCKS * size
-                    last = graph.call(read, path=str(self.path), flags=self.flags, offset=at, size=size, stream=pin)
-        graph.output(x=x, v=v, **({"last": last} if FILE in kinds else {}))
-        return graph
+def _rows(mix: str, seconds: Mapping[str, Samples], goal: float | None) -> list[Row]:
+    beside, one, both = seconds.values()
+    target = None if goal is None else (">=", goal)
+    return [
+        compared(f"{mix}: side by side", beside, "in turn, one core", one, unit="s", goal=target),
+        compared(f"{mix}: in turn, both cores an operator", both, "in turn, one core", one, unit="s"),
+        compared(f"{mix}: side by side", beside, "in turn, both cores", both, unit="s"),
+    ]
 
-    def rows(self) -> list[Row]:
-        """How fast each kind is alone on one core."""
-        work = {
-            COMPUTE: (2 * self.tensors["x"].shape[0] ** 3, "GFLOP/s"),
-            MEMORY: (self.tensors["matrix"].nbytes, "GB/s"),
-            FILE: (self.block_bytes, "GB/s"),
-        }
-        ...
+
+def main(argv: Sequence[str] | None = None) -> list[Row]:
+    """Prints the table; see benchmarks/__init__.py for the options."""
+    return run("bench_overlap_cpu", measure, argv)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""Measuring: variants interleaved in one run, their p20, p50 and p80, and ratios pair by pair against a named baseline."""
+"""Measuring: variants interleaved in one run, their p20, p50 and p80, ratios pair by pair against a named baseline."""
 
 from __future__ import annotations
 
@@ -133,13 +133,17 @@ def _cpu() -> str:
 
 
 def run(name: str, measure: Callable[[bool], list[Row]], argv: Sequence[str] | None) -> list[Row]:
-    """Parses the command line, measures, prints the table and saves it if asked to."""
+    """Parses the command line, measures with one thread an operator, prints the table and saves it if asked to."""
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}")
     parser.add_argument("--quick", action="store_true", help="toy sizes, to see that it runs: the numbers mean nothing")
     parser.add_argument("--save", type=Path, metavar="FILE", help="write the result as JSON")
     options = parser.parse_args(argv)
-    where = machine()
-    rows = measure(options.quick)
+    where, threads = machine(), torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        rows = measure(options.quick)
+    finally:
+        torch.set_num_threads(threads)
     print("  ".join(f"{key}={value}" for key, value in where.items()))
     print(table(rows))
     if options.save:

@@ -97,7 +97,8 @@ class Step:
         """What layer ``i`` makes of its normalised input: the input of the next, and the residual stream."""
         eps, weight = self.config.eps, f"model.layers.{i}.post_attention_layernorm.weight"
         x, residual = ops.add_rms_norm(self.attention(i, x), residual, self.weights[weight], eps=eps)
-        return ops.add_rms_norm(self.ffn(i, x), residual, self.norm(i + 1), eps=eps)
+        x, residual = ops.add_rms_norm(self.ffn(i, x), residual, self.norm(i + 1), eps=eps)
+        return x, residual
 
     def attention(self, i: int, x: nr.Value) -> nr.Value:
         g, kv, heads, dim = self.graph, self.kv[i], self.config.heads, self.config.head_dim
@@ -118,8 +119,8 @@ class Step:
 
     def head(self, x: nr.Value, sampling: bool) -> None:
         """Names the outputs: logits of the rows that end a request's share of the step, and the next tokens."""
-        embedding = "model.embed_tokens.weight" if self.config.tied else "lm_head.weight"
-        logits = ops.linear(ops.gather(x, self.last), self.weights[embedding], name="lm_head")
+        weight = self.weights["model.embed_tokens.weight" if self.config.tied else "lm_head.weight"]
+        logits = ops.linear(ops.gather(x, self.last), weight, name="lm_head")
         tokens = ops.sample(logits, *self.sampling_inputs()) if sampling else ops.argmax(logits)
         self.graph.output(tokens=tokens, logits=logits)
 
@@ -133,4 +134,5 @@ class Step:
         return self.weights["model.norm.weight" if last else f"model.layers.{i}.input_layernorm.weight"]
 
     def linear(self, i: int, module: str, x: nr.Value) -> nr.Value:
-        return ops.linear(x, self.weights[f"model.layers.{i}.{module}.weight"], name=module.rpartition(".")[2])
+        y: nr.Value = ops.linear(x, self.weights[f"model.layers.{i}.{module}.weight"], name=module.rpartition(".")[2])
+        return y

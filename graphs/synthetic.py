@@ -4,7 +4,7 @@ Every operator is of graphs/modular.py, so results are exact. A graph of ``n`` n
 
 >>> graph = layered(1000, seed=7)
 >>> graph
-Graph layered-1000-7: 1000 nodes, 1462 edges, 4 inputs, 4 constants, 8 states, 7 outputs
+Graph layered-1000-7: 1000 nodes, 1527 edges, 4 inputs, 4 constants, 8 states, 7 outputs
 >>> outputs = graph.eager(**tensors(graph, seed=7))
 """
 
@@ -132,7 +132,7 @@ def random_dag(seed: int, n: int | None = None) -> nr.Graph:
     rng = random.Random(seed)
     nodes = rng.randint(1, 40) if n is None else n
     width = rng.randint(1, 8)
-    common = {
+    common: dict[str, Any] = {
         "spread": rng.choice((1.0, 4.0, 16.0)),
         "variety": rng.choice((0.0, 0.3, 0.8)),
         "cuttable": rng.random() < 0.8,
@@ -198,11 +198,12 @@ class _Maker:
             self.roots[name] = self.graph.state(name, (MEMORY_ROWS, WIDTH), torch.float32)
         return self.roots[name]
 
-    def node(self, op: nr.Op, *args: nr.Value, kind: str | None = None) -> Any:
-        """One node, of a random size, and of a random kind unless its kind is said or its own."""
+    def node(self, op: nr.Op, *args: nr.Value, kind: str | None = None) -> nr.Value:
+        """The result of one node, of a random size, and of a random kind unless its kind is said or its own."""
         if kind is None:
             kind = op.name if op.name in WORK else self.rng.choice(("compute", "memory", "narrow"))
-        return op(*args, kind=kind, size=self.rng.choice(self.sizes))
+        made: nr.Value = op(*args, kind=kind, size=self.rng.choice(self.sizes))
+        return made
 
     def some(self, values: list[nr.Value], index: int, most: int) -> list[nr.Value]:
         """Up to ``most`` of ``values``, one of them the one that ``index`` stands for, so that none goes unread."""
@@ -217,9 +218,10 @@ class _Maker:
         if self.room >= spare + 3 and self.rng.random() < self.variety:
             value = inputs[0] if len(inputs) == 1 else self.node(combine, *inputs)
             return self.rng.choice(self.motifs)(value)
+        plain = self.rng.random() < 0.5
         if len(inputs) == 1:
-            return self.node(*self.rng.choice(((affine, *inputs), (matmul, *inputs, self.weight()))))
-        return self.node(multiply if len(inputs) == 2 and self.rng.random() < 0.5 else combine, *inputs)
+            return self.node(affine, *inputs) if plain else self.node(matmul, *inputs, self.weight())
+        return self.node(multiply if len(inputs) == 2 and plain else combine, *inputs)
 
     def finish(self) -> nr.Graph:
         """The graph, with what nobody reads as its outputs."""

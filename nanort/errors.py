@@ -26,6 +26,7 @@ NanortError
 ├── ExecutionError            a node that failed at run time (its cause is chained)
 │   └── BackendError          a backend that is not there, or cannot run this schedule
 ├── SimulationError           a simulation that cannot go on
+├── TimelineError             a timeline whose times cannot be
 ├── FileError                 a file that cannot be used
 │   ├── TruncatedFileError    a file that is cut short or is not what its name says
 │   ├── ForeignFileError      a file that belongs to another graph or device
@@ -150,6 +151,10 @@ class BackendError(ExecutionError):
 
 class SimulationError(NanortError, RuntimeError):
     """A simulation that cannot go on."""
+
+
+class TimelineError(NanortError, ValueError):
+    """A timeline whose times cannot be."""
 
 
 class FileError(NanortError, ValueError):

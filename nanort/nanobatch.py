@@ -306,8 +306,8 @@ def _sizes(graph: Graph, layout: Layout | None, sizes: int | Sequence[int]) -> l
         if sizes > 1 and not batches:
             raise SplitError(f"graph {graph.name!r} has no input with batch=: say which dimension may be cut")
         sizes = [high - low for low, high in _even(0, rows, sizes)]
-    if sum(sizes) != rows or any(size < 0 for size in sizes):
-        raise SizesError(f"pieces of {list(sizes)} rows add up to {sum(sizes)}, the batch has {rows} rows")
+    if sum(sizes) != rows or any(not isinstance(size, int) or size < 0 for size in sizes):
+        raise SizesError(f"pieces of {list(sizes)} rows must be whole numbers that add up to the batch's {rows} rows")
     return [size for size in sizes if size] or [0]
 
 

@@ -1,22 +1,28 @@
-"""Random graphs, random cuts of them, and random placements: what an executor must survive, not what is fast."""
+"""Random graphs that can be cut, cuts of them, and placements on streams: what must be right, not what is fast.
+
+All arithmetic is on whole numbers modulo 251, so that a result is the same bits however a graph is cut and ordered, and
+a value that is read too early shows for good.
+"""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
 import nanort as nr
-from nanort import graphs
-from nanort.layout import Cells
+from nanort import graphs, partition
+from nanort.partition import Stream
+from nanort.scheduling.schedule import Assignment, Outlook, Schedule
+from nanort.scheduling.waits import waits
 
+PRIME = 251
 WIDTH = 4
 
 
-def cuttable(seed: int) -> nr.Graph:
-    """A synthetic graph of up to 30 nodes that nano_batch can cut; results are whole numbers, equal in any order."""
+def synthetic(seed: int) -> tuple[nr.Graph, dict[str, torch.Tensor]]:
+    """A graph of up to 30 nodes that nano_batch can cut, and tensors for it, rows in canonical order."""
     rng = random.Random(seed)
     nodes, variety = rng.randint(1, 30), rng.choice((0.3, 0.8))
     family: Callable[[], nr.Graph] = rng.choice(
@@ -27,4 +33,172 @@ def cuttable(seed: int) -> nr.Graph:
             lambda: graphs.synthetic.llm_like(nodes, seed, variety=variety),
         )
     )
-    return family()
+    graph = family()
+    return graph, graphs.synthetic.tensors(graph, seed)
+
+
+# Ragged batches: rows of several requests that read what earlier rows of theirs have stored.
+
+
+def _linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return (x @ weight + 1) % PRIME
+
+
+def _append(
+    kv: torch.Tensor,
+    x: torch.Tensor,
+    requests: torch.Tensor,
+    positions: torch.Tensor,
+    *,
+    layout: nr.Layout | None = None,
+) -> None:
+    kv[requests, positions] = x
+
+
+def _attend(
+    q: torch.Tensor,
+    kv: torch.Tensor,
+    requests: torch.Tensor,
+    positions: torch.Tensor,
+    *,
+    layout: nr.Layout | None = None,
+) -> torch.Tensor:
+    """Each row's tokens up to its own, the first counted once, the second twice, and so on."""
+    tokens = torch.arange(kv.shape[1], device=q.device)
+    seen = torch.where(tokens <= positions[:, None], tokens + 1, 0).to(q.dtype)
+    return (q + (seen[:, :, None] * kv[requests]).sum(1)) % PRIME
+
+
+def _rows(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    return x[index]
+
+
+WORK = nr.Demand(flops=1e9, hbm_bytes=1e6)
+linear = nr.op(demand=WORK, name="linear", example=(torch.arange(24.0).view(6, 4), torch.ones(4, 4)))(_linear)
+append = nr.op(
+    demand=WORK, name="append", writes=("kv",), cells={"kv": lambda layout, **_: layout.own_cells}, axes="rows"
+)(_append)
+decode_attend = nr.op(
+    demand=WORK, name="decode_attend", cells={"kv": lambda layout, **_: layout.decode_cells}, axes="rows"
+)(_attend)
+prefill_attend = nr.op(
+    demand=WORK, name="prefill_attend", cells={"kv": lambda layout, **_: layout.prefill_cells}, axes="rows"
+)(_attend)
+add = nr.op(demand=WORK, name="add", axes="rows")(lambda x, y: (x + y) % PRIME)
+gather = nr.op(demand=WORK, name="gather", axes="whole")(_rows)
+
+
+def ragged(seed: int) -> tuple[nr.Graph, dict[str, torch.Tensor]]:
+    """A decoder's step in little: decode rows and prompts over caches; and tensors for it, rows in canonical order.
+
+    Input ``last`` counts packed rows, so that it depends on the cut: see :func:`packed`.
+    """
+    rng = random.Random(seed)
+    decode = [rng.randint(0, 5) for _ in range(rng.randint(0, 4))]  # tokens before the row, by request
+    prompts = [nr.Segment(rng.randint(1, 7), rng.choice((0, 3))) for _ in range(rng.randint(0 if decode else 1, 3))]
+    layout = nr.Layout(decode=len(decode), prefill=tuple(prompts), kv_tokens=sum(decode) + len(decode))
+    positions = decode + [prompt.past + row for prompt in prompts for row in range(prompt.rows)]
+    owners = [*range(len(decode)), *(len(decode) + k for k, prompt in enumerate(prompts) for _ in range(prompt.rows))]
+    count = len(decode) + len(prompts)
+    graph = nr.Graph(f"ragged-{seed}", layout=layout)
+    x = graph.input("x", (layout.rows, WIDTH), torch.float64, batch=0)
+    requests = graph.input("requests", (layout.rows,), torch.int64, batch=0)
+    position = graph.input("positions", (layout.rows,), torch.int64, batch=0)
+    last = graph.input("last", (count,), torch.int64)
+    for layer in range(rng.randint(1, 3)):
+        with graph.scope(layer=layer):
+            weight = graph.constant(f"w{layer}", (WIDTH, WIDTH), torch.float64)
+            kv = graph.state(f"kv{layer}", (count, max(positions) + 1, WIDTH), torch.float64)
+            y = linear(x, weight)
+            append(kv, y, requests, position)
+            (q0, q1), (r0, r1), (p0, p1) = map(graph.split, (y, requests, position))
+            x = add(x, graph.join(decode_attend(q0, kv, r0, p0), prefill_attend(q1, kv, r1, p1)))
+    graph.output(x=x, last=gather(x, last))
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {
+        root.name: torch.randint(PRIME, root.shape, generator=generator).to(root.dtype)
+        for root in graph.roots
+        if root.kind in ("input", "constant", "state")
+    }
+    ends = {owner: row for row, owner in enumerate(owners)}
+    given = {"requests": owners, "positions": positions, "last": [ends[owner] for owner in range(count)]}
+    return graph, tensors | {name: torch.tensor(rows, dtype=torch.int64) for name, rows in given.items()}
+
+
+# Cuts and placements.
+
+
+def cut(graph: nr.Graph, rng: random.Random) -> nr.Graph:
+    """``graph`` in up to 4 pieces of random sizes, some operators in other counts."""
+    assert graph.layout is not None
+    rows, count = graph.layout.rows, rng.randint(1, 4)
+    ends = sorted(rng.randint(0, rows) for _ in range(count - 1))
+    sizes = [high - low for low, high in zip([0, *ends], [*ends, rows], strict=True)]
+    pieces = sum(size > 0 for size in sizes)
+    counts = {
+        node.op.name: pieces * rng.randint(1, 3) if node.op.takes_layout else rng.randint(1, 5)
+        for node in graph.nodes
+        if rng.random() < 0.3
+    }
+    return nr.nano_batch(graph, sizes, counts)
+
+
+def packed(graph: nr.Graph, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Fresh copies of ``tensors`` with their rows in the order of ``graph``, a cut one."""
+    assert graph.layout is not None
+    batches = {root.name for root in graph.roots if root.batch is not None}
+    ordered = {name: graph.layout.pack(t) if name in batches else t.clone() for name, t in tensors.items()}
+    if "last" in tensors:
+        ordered["last"] = graph.layout.unpack(torch.arange(graph.layout.rows))[tensors["last"]]
+    return ordered
+
+
+def streams(device: nr.Device, rng: random.Random) -> tuple[Stream, ...]:
+    """Up to 4 streams: groups of their own, some beside the whole device, or lanes that share it; and copy engines."""
+    count = rng.randint(1, 4)
+    grain = device.sm_granularity
+    apart = partition.split(device, [max(grain, device.sm_minimum)] * min(count, device.partitionable_sms // grain))
+    groups = rng.choice((apart, (*apart[:3], partition.whole(device)), (partition.whole(device, lanes=count),)))
+    return partition.streams(groups, rng.choice(((), partition.ENGINES)))
+
+
+def placed(graph: nr.Graph, rng: random.Random, device: nr.Device | None = None) -> Schedule:
+    """A valid schedule that nobody would want: a random order, every node on a random stream that may carry it."""
+    device = device or nr.device("h200")
+    available = streams(device, rng)
+    order, lane, assignments = _order(graph, rng), [0] * len(graph.nodes), []
+    for place, index in enumerate(order):
+        node = graph.nodes[index]
+        fits = [k for k, s in enumerate(available) if s.engine in ("", node.demand.engine) and node.span[0] <= s.sms]
+        lane[index] = rng.choice(fits)
+        stream = available[lane[index]]
+        sms = stream.sms if node.span[1] is None else min(stream.sms, node.span[1])
+        assignments.append(Assignment(index, node.name, stream.name, sms, "reference", float(place), place + 1.0))
+    return Schedule(
+        source=graph,
+        split=None,
+        graph=graph,
+        device=device,
+        mechanism="random",
+        streams=available,
+        assignments=tuple(assignments),
+        waits=waits(graph, available, order, lane),
+        outlooks=(Outlook(device.hbm_saturation_sms[0], float(len(order)), float(len(order))),),
+    )
+
+
+def _order(graph: nr.Graph, rng: random.Random) -> list[int]:
+    """The nodes in a random order that keeps all edges."""
+    left = [len(node.preds) for node in graph.nodes]
+    successors: list[list[int]] = [[] for _ in graph.nodes]
+    for node in graph.nodes:
+        for pred, _ in node.preds:
+            successors[pred].append(node.index)
+    ready, order = [index for index, count in enumerate(left) if not count], list[int]()
+    while ready:
+        order.append(ready.pop(rng.randrange(len(ready))))
+        for successor in successors[order[-1]]:
+            left[successor] -= 1
+            if not left[successor]:
+                ready.append(successor)
+    return order

@@ -31,27 +31,20 @@ def layout_of(decode: Rows, prefill: Rows) -> nr.Layout:
 def inputs(texts: list[list[int]], decode: Rows, prefill: Rows, layout: nr.Layout) -> dict[str, torch.Tensor]:
     """What the host gives a step: rows packed as ``layout`` says, and rows that pad a bucket on page 0."""
     table = 1 + torch.randperm(PAGES - 1, generator=torch.Generator().manual_seed(0))[: 3 * WIDTH].view(3, WIDTH)
-    requests = [*decode, *prefill]
+    requests, last = [*decode, *prefill], []
     canonical: list[tuple[int, int, int, int]] = []  # token, position, slot, row of the page table
-    for part, rows in ((decode, layout.decode), (prefill, layout.prefill_rows)):
-        for request, (first, last) in part.items():
-            for at in range(first, last):
+    for part, end in ((decode, layout.decode), (prefill, layout.rows)):
+        for request, (first, stop) in part.items():
+            for at in range(first, stop):
                 slot = int(table[request, at // PAGE_SIZE]) * PAGE_SIZE + at % PAGE_SIZE
                 canonical.append((texts[request][at], at, slot, requests.index(request)))
-        start = 0 if part is decode else layout.decode
-        canonical += [(0, 0, 0, len(requests))] * (start + rows - len(canonical))
-    columns = torch.tensor(canonical).T
-    named = zip(("tokens", "positions", "slots", "requests"), columns, strict=True)
-    ends = [k for k in range(len(decode))]
-    for first, last in prefill.values():
-        ends.append((ends[-1] if len(ends) > len(decode) else layout.decode - 1) + last - first)
-    where = torch.argsort(torch.tensor(layout.order))
+            last.append(len(canonical) - 1)
+        canonical += [(0, 0, 0, len(requests))] * (end - len(canonical))
+    names = ("tokens", "positions", "slots", "requests")
+    rows = {name: layout.pack(column) for name, column in zip(names, torch.tensor(canonical).T, strict=True)}
+    packed = torch.argsort(torch.tensor(layout.order))  # where each canonical row stands
     pages = torch.cat([table[requests], torch.zeros(1, WIDTH, dtype=torch.long)]).int()
-    return {
-        **{name: layout.pack(column) for name, column in named},
-        "pages": pages,
-        "last": where[torch.tensor([*ends, 0])],
-    }
+    return {**rows, "pages": pages, "last": packed[torch.tensor([*last, 0])]}
 
 
 def step(
@@ -92,8 +85,12 @@ def serve(config: DecoderConfig, weights: Mapping[str, torch.Tensor], **how: Any
     """Logits of five steps: prompts whole and in chunks, alone and beside decoding."""
     texts, cache, logits = prompts(7, 5, 13), empty_cache(config), []
     plan: list[tuple[list[int], Rows]] = [
-        ([], {0: (0, 7)}), ([0], {1: (0, 5), 2: (0, 4)}), ([0, 1], {2: (4, 9)}), ([0, 1], {2: (9, 13)}), ([0, 1, 2], {}),
-    ]  # fmt: skip
+        ([], {0: (0, 7)}),
+        ([0], {1: (0, 5), 2: (0, 4)}),
+        ([0, 1], {2: (4, 9)}),
+        ([0, 1], {2: (9, 13)}),
+        ([0, 1, 2], {}),
+    ]
     for decoding, prefill in plan:
         decode = {request: (len(texts[request]) - 1, len(texts[request])) for request in decoding}
         out = step(config, weights, cache, texts, decode, prefill, **how)
@@ -111,6 +108,7 @@ def hugging_face(config: DecoderConfig, weights: Mapping[str, torch.Tensor]) -> 
 
     model = LlamaForCausalLM(
         LlamaConfig(
+            architectures=["LlamaForCausalLM"],
             vocab_size=config.vocab,
             hidden_size=config.hidden,
             intermediate_size=config.ffn,
@@ -130,7 +128,7 @@ def hugging_face(config: DecoderConfig, weights: Mapping[str, torch.Tensor]) -> 
 
 
 @pytest.mark.parametrize(
-    "config", [TINY, replace(TINY, tied=True, theta=500.0, heads=6, kv_heads=3, head_dim=8)], ids=["tiny", "tied"]
+    "config", [TINY, replace(TINY, tied=True, theta=500.0, kv_heads=1, head_dim=10)], ids=["tiny", "tied"]
 )
 def test_equals_hugging_face_token_for_token(config: DecoderConfig) -> None:
     weights = random_weights(config, torch.float32, seed=3)
@@ -237,13 +235,8 @@ def test_offload_saves_and_loads_pages_and_computes_the_same() -> None:
     for i in range(TINY.layers):
         assert torch.equal(out[f"saved.{i}"], before[f"kv.{i}"])
         assert torch.equal(cache[f"kv.{i}"][in_pages], loaded[f"loaded.{i}"])
-        assert (
-            torch.equal(
-                cache[f"kv.{i}"][given["pages"].unique()],
-                plain[f"kv.{i}"][given["pages"].unique()],
-            )
-            or True
-        )
+        own = given["pages"].unique()
+        torch.testing.assert_close(cache[f"kv.{i}"][own], plain[f"kv.{i}"][own], rtol=0, atol=0, equal_nan=True)
 
 
 def test_offload_moves_pages_beside_compute_in_both_directions() -> None:

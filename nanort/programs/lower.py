@@ -7,7 +7,6 @@ from nanort.graph import Graph
 from nanort.nodes import Node
 from nanort.programs.program import Buffer, Copy, Instruction, Launch, Program, Record, View, Wait
 from nanort.scheduling.schedule import Assignment, Schedule
-from nanort.timeline.events import Activity
 from nanort.values import Value
 
 
@@ -18,30 +17,27 @@ def lower(schedule: Schedule) -> Program:
     """
     graph = schedule.graph
     placed = _Placement(graph)
-    order = sorted(schedule.assignments, key=lambda a: (a.start, a.node))
-    waits: dict[int, list[tuple[int, str]]] = {}
+    waits: dict[int, list[Wait]] = {}
+    events = {on: event for event, on in enumerate(dict.fromkeys(wait.on for wait in schedule.waits))}
+    streams = {assignment.node: assignment.stream for assignment in schedule.assignments}
     for wait in schedule.waits:
-        waits.setdefault(wait.node, []).append((wait.on, wait.reason))
-    events = {on: event for event, on in enumerate(sorted({wait.on for wait in schedule.waits}))}
+        waits.setdefault(wait.node, []).append(Wait(streams[wait.node], events[wait.on], wait.reason))
     instructions: list[Instruction] = []
-    position: dict[int, int] = {}  # of a node among launches and copies
-    activities = []
-    for assignment in order:
+    recorded: set[int] = set()
+    for assignment in schedule.assignments:
         node = graph.nodes[assignment.node]
-        for on, reason in waits.get(node.index, ()):
-            if on not in position:
-                raise ProgramError(f"{node.name} waits for {graph.nodes[on].name}, which is launched after it")
-            instructions.append(Wait(assignment.stream, events[on], reason))
+        for wait in waits.get(node.index, ()):
+            if wait.event not in recorded:
+                raise ProgramError(f"{node.name} waits ({wait.reason}) for a node that is launched after it")
+            instructions.append(wait)
         instructions.append(_step(node, assignment, placed))
-        waited = tuple((position[on], reason) for on, reason in waits.get(node.index, ()))
-        position[node.index] = len(activities)
-        activities.append(_activity(node, assignment, schedule, waited))
         if node.index in events:
             instructions.append(Record(assignment.stream, events[node.index]))
+            recorded.add(events[node.index])
     outputs = {name: placed.view(value) for name, value in graph.outputs.items()}
     return Program(
         graph.name, schedule.device, schedule.streams, tuple(placed.buffers), tuple(instructions), outputs,
-        tuple(activities), graph,
+        schedule.timeline().activities, graph,
     )  # fmt: skip  # the fields in their order
 
 
@@ -63,26 +59,6 @@ def _is_copy(node: Node) -> bool:
         return False
     (source,), (target,) = node.inputs, node.outputs
     return (source.shape, source.dtype) == (target.shape, target.dtype)
-
-
-def _activity(node: Node, assignment: Assignment, schedule: Schedule, waits: tuple[tuple[int, str], ...]) -> Activity:
-    demand = node.demand
-    stream = next(stream for stream in schedule.streams if stream.name == assignment.stream)
-    return Activity(
-        name=node.name,
-        operator=node.op.name,
-        stream=assignment.stream,
-        group=stream.group.name if stream.group else "",
-        sms=assignment.sms,
-        flops=demand.flops,
-        hbm_bytes=demand.hbm_bytes,
-        h2d_bytes=demand.h2d_bytes,
-        d2h_bytes=demand.d2h_bytes,
-        piece=node.piece,
-        scope=node.scope,
-        waits=waits,
-        where=node.where,
-    )
 
 
 class _Placement:

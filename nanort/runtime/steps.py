@@ -40,6 +40,8 @@ class Compiler:
         launches = [step for step in program.instructions if isinstance(step, (Launch, Copy))]
         self.read = {view.buffer for step in launches for view in _views(step)}
         self.steps = {step.node: self._step(index, step) for index, step in enumerate(launches)}
+        counts = Counter(buffer for step in self.steps.values() for buffer in step.uses)
+        self.counts = [counts[buffer.index] for buffer in program.buffers]
 
     def env(self, bound: dict[int, torch.Tensor]) -> Env:
         """A fresh list of tensors: those bound, buffers of joins, empties, literals; results come as they are made."""
@@ -53,8 +55,7 @@ class Compiler:
 
     def users(self) -> list[list[None]]:
         """For every buffer a list as long as it has users; whoever takes the last item frees it."""
-        counts = Counter(buffer for step in self.steps.values() for buffer in step.uses)
-        return [[None] * counts[buffer.index] for buffer in self.program.buffers]
+        return [[None] * count for count in self.counts]
 
     def outputs(self, env: Env) -> dict[str, torch.Tensor]:
         """The program's outputs."""

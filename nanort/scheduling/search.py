@@ -14,6 +14,7 @@ from nanort.errors import CapacityError, PolicyError
 from nanort.partition import ENGINES
 from nanort.scheduling.flat import Flat
 from nanort.scheduling.list_schedule import COMPUTE, FEED, LIGHT, MEMORY, PATH, Outline, dispatch, serial
+from nanort.scheduling.schedule import Outlook
 from nanort.scheduling.structures import CORESIDENT, Structure, overlapping
 from nanort.scheduling.waits import waits
 from nanort.simulation.fluid import Queues, Trace, simulate
@@ -43,20 +44,6 @@ class Candidate:
     def plan(self) -> Trace:
         """What list scheduling makes of it, at the outline's saturation point."""
         return dispatch(self.outline, self.structure, self.order, self.borrow, self.offsets)
-
-
-@dataclass(frozen=True, slots=True)
-class Outlook:
-    """A plan's makespan and the serial one where ``saturation`` SMs saturate device memory."""
-
-    saturation: int
-    seconds: float
-    serial_seconds: float
-
-    @property
-    def gain(self) -> float:
-        """How many times faster the plan is."""
-        return self.serial_seconds / self.seconds if self.seconds else 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,7 @@ def waits(graph: Graph, streams: Sequence[Stream], order: Sequence[int], lane: S
 
     Args:
         graph: its edges must be kept.
+        streams: what runs it; those whose groups overlap exclude each other.
         order: every node, in order of its planned start.
         lane: the stream of each node.
 
@@ -57,9 +58,9 @@ def waits(graph: Graph, streams: Sequence[Stream], order: Sequence[int], lane: S
                 needed[other] = Wait(node, last[other], "resource")
         for pred, reason in nodes[node].preds:
             other = lane[pred]
-            if other != own and position[pred] > clock[other]:
-                if other not in needed or position[pred] >= position[needed[other].on]:
-                    needed[other] = Wait(node, pred, reason)
+            latest = position[needed[other].on] if other in needed else clock[other] + 1
+            if other != own and position[pred] >= latest:
+                needed[other] = Wait(node, pred, reason)
         for other, wait in needed.items():
             if not any(clocks[rest.on][other] >= position[wait.on] for at, rest in needed.items() if at != other):
                 found.append(wait)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nanort.errors import NanortError
+from nanort.errors import TimelineError
 from nanort.partition import ENGINES
 from nanort.timeline import analysis, text, units
 
@@ -80,7 +80,7 @@ class Timeline:
         sm_capacity, hbm_bandwidth, h2d_bandwidth, d2h_bandwidth: what the device gives (bytes/s); 0 where not known.
 
     Raises:
-        NanortError: an unknown kind, arrays that do not fit the activities, or times that run backwards.
+        TimelineError: an unknown kind, arrays that do not fit the activities, or times that run backwards.
     """
 
     def __init__(
@@ -111,9 +111,9 @@ class Timeline:
         self.h2d_bandwidth = h2d_bandwidth
         self.d2h_bandwidth = d2h_bandwidth
         if kind not in KINDS:
-            raise NanortError(f"a timeline cannot be {kind!r}: give one of {', '.join(KINDS)}")
+            raise TimelineError(f"a timeline cannot be {kind!r}: give one of {', '.join(KINDS)}")
         if not self.start.shape == self.end.shape == (len(self.activities),):
-            raise NanortError(
+            raise TimelineError(
                 f"a timeline of {len(self.activities)} activities needs as many starts and ends: "
                 f"got shapes {self.start.shape} and {self.end.shape}"
             )
@@ -127,7 +127,7 @@ class Timeline:
         good &= ~ended | ((self.start <= self.end) & (self.end < np.inf))
         if not good.all():
             bad = int(np.argmin(good))
-            raise NanortError(
+            raise TimelineError(
                 f"{self.activities[bad].name!r} cannot run from {self.start[bad]} to {self.end[bad]} seconds: "
                 "give finite times from 0 on, the end not before the start, NaN for what never came"
             )
