@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from nanort.graphs.config import DecoderConfig
-from nanort.graphs.decoder import decoder
 
 import nanort as nr
+from nanort.graphs.config import DecoderConfig
+from nanort.graphs.decoder import decoder
 
 PAGE_SIZE = 16
 

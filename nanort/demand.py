@@ -52,10 +52,11 @@ class Demand:
                 raise DemandError(f"{name}={getattr(self, name)!r} is a share of the device's bandwidth: give 0 to 1")
         if self.seconds is not None:
             _finite("seconds", self.seconds)
-        if not (isinstance(self.sms, tuple) and len(self.sms) == 2):
+        if not (isinstance(self.sms, tuple) and len(self.sms) == 2 and isinstance(self.sms[0], int)):
             raise DemandError(f"sms={self.sms!r} is not a range: give (least, most), or (least, None) for no upper end")
         least, most = self.sms
-        if least < 0 or (most is not None and (most < least or (most > 0) != (least > 0))):
+        top = least + 1 if most is None else most  # no upper end is no end to compare with
+        if not isinstance(top, int) or not (0 < least <= top or (least, most) == (0, 0)):
             raise DemandError(
                 f"sms={self.sms!r} is not a range of SMs: give 1 <= least <= most, or (0, 0) for a copy engine"
             )

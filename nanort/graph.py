@@ -6,12 +6,13 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import astuple, replace
 from itertools import pairwise
 from typing import Any
 
 import torch
 
+from nanort.caller import caller
 from nanort.demand import Demand
 from nanort.eager import bind, run_in_order
 from nanort.edges import Access, Edges
@@ -27,7 +28,7 @@ from nanort.errors import (
 )
 from nanort.inference import infer
 from nanort.layout import Layout
-from nanort.nodes import Node, caller, identity
+from nanort.nodes import Node, identity
 from nanort.operators import Op, make_op
 from nanort.values import Region, Value
 
@@ -51,6 +52,7 @@ class Graph:
         self._bases: Counter[str] = Counter()
         self._scope: tuple[tuple[str, Any], ...] = ()
         self._edges = Edges(self.roots)
+        self._joins: dict[tuple[int, ...], Value] = {}
         self._homes: dict[int, list[Value]] = {}  # the joins that a result is part of
 
     def __str__(self) -> str:
@@ -69,7 +71,7 @@ class Graph:
     ) -> Value:
         """A tensor given at every run; ``batch`` names the dimension that nano-batches may cut."""
         if batch is not None and not 0 <= batch < len(shape):
-            raise ShapeError(f"input {name!r} has no dimension batch={batch}: its shape is {list(shape)}")
+            raise ShapeError(f"{caller()}: input {name!r} has no dimension batch={batch}: its shape is {list(shape)}")
         return self._root("input", name, shape, dtype, device, batch)
 
     def constant(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, *, device: str = "device") -> Value:
@@ -83,7 +85,7 @@ class Graph:
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype, device: str = "device") -> Value:
         """A value without elements, which needs no node to make it."""
         if 0 not in shape:
-            raise ShapeError(f"a value of shape {list(shape)} has elements: an operator must make it")
+            raise ShapeError(f"{caller()}: a value of shape {list(shape)} has elements: an operator must make it")
         return self._root("empty", "", shape, dtype, device)
 
     def output(self, **values: Value) -> None:
@@ -91,7 +93,7 @@ class Graph:
         for name, value in values.items():
             self._own(value, f"output {name!r}")
             if name in self.outputs:
-                raise DuplicateNameError(f"the graph already has an output {name!r}: choose another name")
+                raise DuplicateNameError(f"{caller()}: the graph already has an output {name!r}: choose another name")
             self._open()
             self.outputs[name] = value
 
@@ -111,10 +113,12 @@ class Graph:
         """The decode rows and the prefill rows of ``value``, as views; the layout says where they part."""
         self._own(value, "split")
         if self.layout is None:
-            raise LayoutError(f"split({value!r}) needs to know the rows: make the graph with layout=nr.Layout(...)")
+            raise LayoutError(
+                f"{caller()}: split({value!r}) needs to know the rows: make the graph with layout=nr.Layout(...)"
+            )
         decode, rows = self.layout.decode, self.layout.rows
         if not value.shape or value.shape[0] != rows:
-            raise ShapeError(f"split({value!r}): the layout has {rows} rows, so dimension 0 must be {rows}")
+            raise ShapeError(f"{caller()}: split({value!r}): the layout has {rows} rows, so dimension 0 must be {rows}")
         return value.narrow(0, 0, decode, "decode"), value.narrow(0, decode, rows, "prefill")
 
     def join(self, *values: Value) -> Value:
@@ -122,15 +126,22 @@ class Graph:
         for value in values:
             self._own(value, "join")
         if len({(value.shape[1:], value.dtype) for value in values}) != 1:
-            raise ShapeError(f"join({', '.join(map(repr, values))}): all but dimension 0 must agree")
+            raise ShapeError(f"{caller()}: join({', '.join(map(repr, values))}): all but dimension 0 must agree")
         parts = [part for value in values for part in (value.parts or (value,)) if part.shape[0]]
-        if len(parts) <= 1:
-            return parts[0] if parts else values[0]
+        if not parts:
+            return values[0]
         if (adjacent := self._adjacent(parts)) is not None:
             return adjacent
-        owned = tuple(part if self._joinable(part, parts) else self.call(COPY, part) for part in parts)
+        if len(parts) == 1:
+            return parts[0]
+        owned = tuple(
+            part if fits else self.call(COPY, part) for part, fits in zip(parts, self._joinable(parts), strict=True)
+        )
+        if (made := self._joins.get(key := tuple(part.index for part in owned))) is not None:
+            return made
         shape = (sum(part.shape[0] for part in owned), *owned[0].shape[1:])
         joined = self._root("join", "", shape, owned[0].dtype, owned[0].device, parts=owned)
+        self._joins[key] = joined
         for part in owned:
             self._homes.setdefault(part.index, []).append(joined)
         return joined
@@ -148,14 +159,20 @@ class Graph:
         assert parent is not None
         return parent.narrow(0, first.how[2], parts[-1].how[3])
 
-    def _joinable(self, part: Value, parts: list[Value]) -> bool:
-        """Whether ``part`` can live in the join's buffer: a fresh result, at home nowhere but in nested joins."""
-        indices = [p.index for p in parts]
-        if part.kind != "node" or part.shape[0] == 0 or indices.count(part.index) > 1:
-            return False
-        if part.index in self._edges.changed:
-            return False
-        return all(_nested([p.index for p in home.parts], indices) for home in self._homes.get(part.index, ()))
+    def _joinable(self, parts: list[Value]) -> list[bool]:
+        """Which parts can live in the join's buffer: fresh results, at home nowhere but in nested joins."""
+        fits = [part.kind == "node" and part.index not in self._edges.changed for part in parts]
+        while True:  # a copy in place of one part may leave the others in a join that is no longer nested
+            indices = [part.index if fit else -1 for part, fit in zip(parts, fits, strict=True)]
+            still = [
+                index >= 0
+                and indices.count(index) == 1
+                and all(_nested([part.index for part in home.parts], indices) for home in self._homes.get(index, ()))
+                for index in indices
+            ]
+            if still == fits:
+                return fits
+            fits = still
 
     # Calls.
 
@@ -224,6 +241,8 @@ class Graph:
         for position, argument in enumerate(args):
             if isinstance(argument, Value):
                 self._own(argument, f"argument {position} of {op.name}")
+        if any(isinstance(argument, torch.Tensor) for argument in args):
+            raise GraphError(f"{where}: {op.name} was given a tensor: declare it with g.input, g.constant or g.state")
         if misplaced := [key for key, argument in static.items() if isinstance(argument, Value)]:
             raise GraphError(f"{where}: {op.name} takes tensors by position, {misplaced} came by keyword")
         if op.takes_layout and static.get("layout") is None:
@@ -235,14 +254,14 @@ class Graph:
             outputs = tuple(self._root("empty", "", shape, dtype, op.to or "device") for shape, dtype in specs)
             return outputs[0] if single else outputs or None
         index, scope = len(self.nodes), self._scope if scope is None else scope
+        reads, writes = self._accesses(op, args, static, where)
+        pinned = {other for pin in after for other in self._pinned(pin, where)}
         called = self._claim(name, op.name, () if origin else scope, where)
-        self._names[called] = index
+        self._names[called] = index  # from here on nothing is refused
         outputs = tuple(
             self._root("node", called if single else f"{called}:{k}", shape, dtype, op.to or "device", node=index)
             for k, (shape, dtype) in enumerate(specs)
         )
-        reads, writes = self._accesses(op, args, static, where)
-        pinned = {other for pin in after for other in self._pinned(pin, where)}
         preds = self._edges.derive(index, reads, writes, pinned)
         node = Node(
             index, called, op, args, static, outputs, demand, reads, writes, preds, scope, where, origin or called,
@@ -275,7 +294,6 @@ class Graph:
                     raise GraphError(
                         f"{where}: {op.name} changes {value!r}, a part of a join, in place: change it before"
                     )
-                self._edges.changed.add(root.index)
                 writes.append(Access(root.index, region))
             else:
                 reads.append(Access(value.index, region))
@@ -316,11 +334,12 @@ class Graph:
                 f"|{root.kind} {root.name} {root.shape} {root.dtype} {root.batch} {root.device} {parts}".encode()
             )
         for node in self.nodes:
+            reference = node.op.reference
             args = ",".join(identity(argument) for argument in node.args)
             static = ",".join(f"{key}={argument!r}" for key, argument in node.static.items())
-            digest.update(
-                f"|{node.name} {node.op.name}({args};{static}) {node.demand!r} {node.preds} {node.span}".encode()
-            )
+            called = f"{node.op.name} {reference.__module__} {getattr(reference, '__qualname__', '')}({args};{static})"
+            pins = f"{astuple(node.demand)} {node.preds} {node.span} {node.stream}"
+            digest.update(f"|{node.name} {called} {pins}".encode())
         digest.update(repr([(name, identity(value)) for name, value in self.outputs.items()]).encode())
         return digest.hexdigest()
 
@@ -353,11 +372,13 @@ class Graph:
         index = len(self.roots)
         if kind in ("input", "constant", "state"):
             if name in self._names:
-                raise DuplicateNameError(f"graph {self.name!r} already has a {name!r}: names are used once")
+                raise DuplicateNameError(f"{caller()}: graph {self.name!r} already has a {name!r}: names are used once")
             if device not in ("device", "host"):
-                raise InputDeviceError(f"{kind} {name!r}: device={device!r} must be 'device' or 'host'")
+                raise InputDeviceError(f"{caller()}: {kind} {name!r}: device={device!r} must be 'device' or 'host'")
             if any(not isinstance(size, int) or size < 0 for size in shape):
-                raise ShapeError(f"{kind} {name!r}: sizes are whole numbers, zero or more, got {list(shape)}")
+                raise ShapeError(
+                    f"{caller()}: {kind} {name!r}: sizes are whole numbers, zero or more, got {list(shape)}"
+                )
         value = Value(self, name or f"{kind}{index}", tuple(shape), dtype, kind, index, device, batch, node, parts)
         if kind in ("input", "constant", "state"):
             self._names[name] = value
@@ -378,16 +399,16 @@ class Graph:
 
     def _own(self, value: Any, what: str) -> None:
         if not isinstance(value, Value):
-            raise GraphError(f"{what} of graph {self.name!r} must be a Value, got {type(value).__name__}")
+            raise GraphError(f"{caller()}: {what} of graph {self.name!r} must be a Value, got {type(value).__name__}")
         if value.graph is not self:
             raise ForeignValueError(
-                f"{what}: {value!r} belongs to graph {value.graph.name!r}, not to {self.name!r}: use one graph"
+                f"{caller()}: {what}: {value!r} belongs to graph {value.graph.name!r}, not to {self.name!r}: use one"
             )
 
     def _open(self) -> None:
         if self.sealed:
             raise SealedGraphError(
-                f"graph {self.name!r} was already scheduled, cut or run: build a new one to change it"
+                f"{caller()}: graph {self.name!r} was already scheduled, cut or run: build a new one"
             )
 
 

@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import Any
 
 from nanort.demand import Demand
-from nanort.errors import REFUSALS, NanortError, ShapeError
+from nanort.errors import REFUSALS, DemandError, NanortError, ShapeError
 from nanort.operators import Op, Spec, meta
 from nanort.values import Value
 
@@ -44,4 +44,10 @@ def _infer(op: Op, key: tuple[Any, ...], statics: tuple[tuple[str, Any], ...]) -
     args = tuple(part[2] if part[0] is _Literal else meta(*part) for part in key)
     out = op.outputs(args, static)
     specs = tuple((tuple(tensor.shape), tensor.dtype) for tensor in out)
-    return specs, op.work(args, out, static), len(out) == 1
+    try:
+        demand = op.work(args, out, static)
+    except REFUSALS as error:
+        raise (
+            error if isinstance(error, NanortError) else DemandError(f"its demand function failed: {error}")
+        ) from error
+    return specs, demand, len(out) == 1

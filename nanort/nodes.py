@@ -1,12 +1,8 @@
-"""Node: one call of an operator in a graph, and the line of user code that made it."""
+"""Node: one call of an operator in a graph."""
 
 from __future__ import annotations
 
-import os
-import sys
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -74,20 +70,3 @@ def identity(argument: Any) -> str:
     if not isinstance(argument, Value):
         return repr(argument)
     return f"%{argument.index}" if argument.view is None else f"%{argument.index}{argument.shape}{argument.view!r}"
-
-
-_MACHINERY = ("nanort.graph", "nanort.operators", "nanort.ops")
-
-
-@lru_cache(maxsize=1 << 10)
-def _short(path: str) -> str:
-    near = os.path.relpath(path)
-    return Path(path).name if near.startswith("..") else near
-
-
-def caller() -> str:
-    """The innermost line outside nanort's own machinery, as ``file.py:12``."""
-    frame = sys._getframe(2)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_MACHINERY):
-        frame = frame.f_back
-    return f"{_short(frame.f_code.co_filename)}:{frame.f_lineno}"

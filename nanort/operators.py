@@ -66,7 +66,7 @@ class Op:
 
     def __call__(self, *args: Any, name: str | None = None, **static: Any) -> Any:
         """A node of the arguments' graph (``name`` is its name there), or the reference's results for tensors."""
-        graph = next((argument.graph for argument in args if hasattr(argument, "graph")), None)
+        graph = next((value.graph for value in (*args, *static.values()) if hasattr(value, "graph")), None)
         if graph is None:
             return self.reference(*args, **static)
         return graph.call(self, *args, name=name, **static)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from nanort.caller import caller
 from nanort.errors import ShapeError
 from nanort.layout import Cells
 
@@ -28,9 +29,9 @@ class Region:
     def overlaps(self, other: Region) -> bool:
         """Whether the two regions share an element; unlike descriptions count as overlapping."""
         if self.box is not None and other.box is not None:
-            return all(a < d and c < b for (a, b), (c, d) in zip(self.box, other.box, strict=True))
+            return all(max(a, c) < min(b, d) for (a, b), (c, d) in zip(self.box, other.box, strict=True))
         if self.cells is not None and other.cells is not None:
-            return any(a < d and c < b for a, b in self.cells for c, d in other.cells)
+            return any(max(a, c) < min(b, d) for a, b in self.cells for c, d in other.cells)
         return True
 
     def covers(self, other: Region) -> bool:
@@ -109,7 +110,7 @@ class Value:
     def narrow(self, dim: int, start: int, stop: int, how: str = "narrow") -> Value:
         """The elements ``start`` to ``stop`` of dimension ``dim``, as a view."""
         if not 0 <= dim < len(self.shape) or not 0 <= start <= stop <= self.shape[dim]:
-            raise ShapeError(f"{self!r} has no elements {start}:{stop} of dimension {dim}")
+            raise ShapeError(f"{caller()}: {self!r} has no elements {start}:{stop} of dimension {dim}")
         if (start, stop) == (0, self.shape[dim]) and how == "narrow":
             return self
         shape = (*self.shape[:dim], stop - start, *self.shape[dim + 1 :])
@@ -138,7 +139,9 @@ class Value:
         try:
             shown = probe.view(shape)
         except RuntimeError as error:
-            raise ShapeError(f"{self!r} cannot be viewed as {list(shape)} without a copy: {error}") from None
+            raise ShapeError(
+                f"{caller()}: {self!r} cannot be viewed as {list(shape)} without a copy: {error}"
+            ) from None
         sizes, strides = tuple(shown.shape), tuple(shown.stride())
         ours = {(place.strides[d], size): place.dims[d] for d, size in enumerate(self.shape) if size > 1}
         lead = next((d for d, (a, b) in enumerate(zip(sizes, self.shape, strict=False)) if a != b), len(sizes))
@@ -152,13 +155,17 @@ class Value:
         value = self
         for dim, part in enumerate(index if isinstance(index, tuple) else (index,)):
             if not isinstance(part, slice) or part.step not in (None, 1) or dim >= len(self.shape):
-                raise ShapeError(f"{self!r}[{index!r}]: only slices of step 1 are views; use an operator for the rest")
+                raise ShapeError(
+                    f"{caller()}: {self!r}[{index!r}]: only slices of step 1 are views; use an operator for the rest"
+                )
             start, stop, _ = part.indices(self.shape[dim])
             value = value.narrow(dim, start, max(start, stop))
         return value
 
     def __iter__(self) -> Any:
-        raise ShapeError(f"{self!r} is one value, not several: slice it, or use an operator with more results")
+        raise ShapeError(
+            f"{caller()}: {self!r} is one value, not several: slice it, or use an operator with more results"
+        )
 
     def _view(self, shape: tuple[int, ...], how: tuple[Any, ...], view: View) -> Value:
         return Value(

@@ -14,11 +14,11 @@ import nanort as nr
 from tree import HOMES, MODULES, ROOT, SOURCES
 
 VOCABULARY = [
-    "errors", "driver", "devices", "partition", "demand", "layout", "operators", "values",
+    "errors", "caller", "driver", "devices", "partition", "demand", "layout", "operators", "values",
     "edges", "inference", "nodes", "eager", "graph", "batchflow", "nanobatch",
 ]  # fmt: skip
 STAGES = ["timeline", "costs", "simulation", "scheduling", "programs", "runtime"]
-ABOVE = ["ops", "graphs", "serving", "demo", "cli"]
+ABOVE = ["ops", "graphs", "serving", "demo", "cli", "__main__"]
 FACADE = "nanort"
 ROOMS = [*(f"nanort.{name}" for name in VOCABULARY + STAGES), FACADE, *(f"nanort.{name}" for name in ABOVE)]
 """Every room of the house: a module imports from its own and from those before it."""

@@ -67,7 +67,9 @@ def _streams(schedule: Schedule, slack: float) -> None:
         if stream.engine and (node.demand.engine != stream.engine):
             _refuse(f"{a.name!r} is no {stream.engine} transfer and runs on that copy engine")
         if not least <= a.sms <= min(stream.sms, stream.sms if most is None else most):
-            _refuse(f"{a.name!r} holds {a.sms} SMs of the {stream.sms} of stream {a.stream!r}, it asks for {least} to {most}")
+            _refuse(
+                f"{a.name!r} holds {a.sms} SMs of the {stream.sms} of stream {a.stream!r}, it asks for {least} to {most}"
+            )
         if not 0 <= a.start <= a.end < inf:
             _refuse(f"{a.name!r} runs from {a.start!r} to {a.end!r} seconds")
         if a.start < previous:
@@ -89,7 +91,9 @@ def _precedence(schedule: Schedule, slack: float) -> None:
     for a in schedule.assignments:
         for pred, reason in schedule.graph.nodes[a.node].preds:
             if a.start < end[pred] - slack:
-                _refuse(f"{a.name!r} starts before {schedule.graph.nodes[pred].name!r} has ended, which its {reason} needs")
+                _refuse(
+                    f"{a.name!r} starts before {schedule.graph.nodes[pred].name!r} has ended, which its {reason} needs"
+                )
 
 
 def _groups(schedule: Schedule, slack: float) -> None:
@@ -100,7 +104,9 @@ def _groups(schedule: Schedule, slack: float) -> None:
         own = lane[a.stream]
         for other in rivals[own]:
             if (before := latest[other]) is not None and a.start < before.end - slack:
-                _refuse(f"{before.name!r} on {before.stream!r} and {a.name!r} on {a.stream!r} hold the same SMs at once")
+                _refuse(
+                    f"{before.name!r} on {before.stream!r} and {a.name!r} on {a.stream!r} hold the same SMs at once"
+                )
         latest[own] = a
 
 
@@ -132,7 +138,9 @@ def _happens_before(schedule: Schedule) -> None:
                 _refuse(f"nothing makes {a.name!r} wait for {nodes[pred].name!r}, which its {reason} needs")
         for other in rivals[own]:
             if clock[other] < issued[other]:
-                _refuse(f"nothing makes {a.name!r} wait for {nodes[latest[other]].name!r}, which holds the same SMs (resource)")
+                _refuse(
+                    f"nothing makes {a.name!r} wait for {nodes[latest[other]].name!r}, which holds the same SMs (resource)"
+                )
         issued[own] += 1
         clock[own] = issued[own]
         clocks[a.node], latest[own] = clock, a.node

@@ -8,10 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib import metadata
 
-import torch
-
 from nanort.costs.profile import Profile
-from nanort.devices import Device
+from nanort.devices import GIB, Device
 from nanort.errors import CapacityError, PolicyError, ScheduleError, SplitError
 from nanort.graph import Graph
 from nanort.partition import WHOLE
@@ -70,6 +68,156 @@ def co_schedule(
     _refuse_excess(graph.seal(), device)
     deadline = math.inf if seconds is None else time.monotonic() + seconds
     source, why = Flat(graph, device, profile), list[str]()
-    flats = _cuts(source, nano_batches if policy != "serial" else (1,), per_op or {}, why)
-    budget = effort or max(32, min(512, 400_000 // max(map(len, flats.values()), default=1)))
-    search = Search(source, list(flats.values()), budget, deadline, seed, progress)
+    cuts = {} if policy == "serial" else _cuts(source, nano_batches, per_op, why)
+    budget = effort or max(32, min(512, 400_000 // max(map(len, cuts.values()), default=1)))
+    search = Search(source, list(cuts.values()), budget, deadline, seed, progress)
+    found = search.run(exhaustive=policy == "auto")
+    pinned = next((node for node in graph.nodes if node.stream not in (None, WHOLE)), None)
+    if found is not None and (found.worst.gain > 1.0 or pinned is not None):
+        schedule = _planned(found, cuts, source)
+        if measure is not None and pinned is None:
+            schedule = _faster(schedule, _serial(search), measure, why)
+    elif pinned is None:
+        schedule = _serial(search)
+    else:
+        refused = PolicyError(
+            f"{pinned.where}: {pinned.name} is pinned to {pinned.stream!r}, serial plans lack that stream"
+        )
+        raise next(iter(search.refused), refused)
+    why += _given_up(search, cuts, schedule)
+    versions = tuple((package, metadata.version(package)) for package in ("nanort", "torch"))
+    return replace(
+        schedule, seed=seed, effort=search.judged, truncated=search.truncated, why=tuple(why), versions=versions
+    )
+
+
+def _refuse_budgets(policy: str, nano_batches: Sequence[object], effort: int | None, seconds: float | None) -> None:
+    if policy not in POLICIES:
+        raise PolicyError(f"policy={policy!r} is none that there is: give one of {', '.join(POLICIES)}")
+    if not nano_batches:
+        raise ScheduleError("nano_batches=() leaves nothing to try: give (1,) for the graph as it is")
+    if effort is not None and (not isinstance(effort, int) or effort < 1):
+        raise ScheduleError(f"effort={effort!r} is no budget: give the schedules to judge, 1 or more, or None")
+    if seconds is not None and not 0 < seconds < math.inf:
+        raise ScheduleError(f"seconds={seconds!r} is no budget: give more than zero, or None for no limit")
+
+
+def _refuse_excess(graph: Graph, device: Device) -> None:
+    """Refuses what the device has too little of for any schedule."""
+    kept = [root for root in graph.roots if root.kind in ("constant", "state") and root.device == "device"]
+    if (asked := sum(root.nbytes for root in kept)) > device.memory_bytes:
+        largest = max(kept, key=lambda root: root.nbytes)
+        raise CapacityError(
+            f"constants and states of graph {graph.name!r} take {asked / GIB:.1f} GiB, {device.name} has "
+            f"{device.memory_bytes / GIB:.1f} GiB: keep some on the host (device='host'), the largest is {largest!r}"
+        )
+    for node in graph.nodes:
+        if node.span[0] > device.sms:
+            raise CapacityError(
+                f"{node.where}: {node.name} needs {node.span[0]} SMs, {device.name} has {device.sms}: ask for fewer"
+            )
+
+
+def _cuts(
+    source: Flat, nano_batches: Sequence[int | Sequence[int]], per_op: Mapping[str, int] | None, why: list[str]
+) -> dict[Split | None, Flat]:
+    """The graph cut in every way that was asked for and is possible.
+
+    Raises:
+        SplitError: none of them is.
+    """
+    cuts: dict[Split | None, Flat] = {}
+    refused: list[SplitError] = []
+    for sizes in nano_batches:
+        split = Split.of(sizes, per_op)
+        try:
+            cuts[split] = source if split is None else Flat(split.cut(source.graph), source.device, source.profile)
+        except SplitError as error:
+            refused.append(error)
+            why.append(f"not cut into {sizes}: {error}")
+    if not cuts:
+        raise refused[0]
+    return cuts
+
+
+def _serial(search: Search) -> Schedule:
+    """The baseline: every node of the uncut graph after the one before it."""
+    outlooks = tuple(Outlook(point, seconds, seconds) for point, seconds in search.serial_seconds.items())
+    trace = serial(search.source, outlooks[0].saturation)
+    return _schedule(search.source, None, search.source, structures.serial(search.source.device), trace, outlooks)
+
+
+def _planned(found: Found, cuts: Mapping[Split | None, Flat], source: Flat) -> Schedule:
+    """The schedule of what the search found."""
+    flat = found.candidate.outline.flat
+    split = next(split for split, cut in cuts.items() if cut is flat)
+    outlooks = (found.worst, *(outlook for outlook in found.outlooks if outlook is not found.worst))
+    return _schedule(source, split, flat, found.candidate.structure, found.trace, outlooks)
+
+
+def _schedule(
+    source: Flat, split: Split | None, flat: Flat, structure: Structure, trace: Trace, outlooks: tuple[Outlook, ...]
+) -> Schedule:
+    """A trace as a schedule; streams without a node are left out."""
+    saturation, nodes = outlooks[0].saturation, flat.graph.nodes
+    costs = [flat.kind_costs(saturation, stream.sms) for stream in structure.streams]
+    modes = [flat.modes(saturation, stream.sms) for stream in structure.streams]
+    assignments = []
+    for node in trace.order:
+        lane = trace.lane[node]
+        assignments.append(
+            Assignment(
+                node,
+                nodes[node].name,
+                structure.streams[lane].name,
+                modes[lane].sms[node],
+                costs[lane][flat.kinds[node]].kernel,
+                trace.start[node],
+                trace.end[node],
+            )
+        )
+    return Schedule(
+        source=source.graph,
+        split=split,
+        graph=flat.graph,
+        device=flat.device,
+        mechanism=str(structure),
+        streams=tuple(stream for lane, stream in enumerate(structure.streams) if lane in set(trace.lane)),
+        assignments=tuple(assignments),
+        waits=waits(flat.graph, structure.streams, trace.order, trace.lane),
+        outlooks=outlooks,
+        profile=flat.profile,
+    )
+
+
+def _faster(plan: Schedule, serial_plan: Schedule, measure: Measure, why: list[str]) -> Schedule:
+    """Whichever a run shows to be faster."""
+    measured = [measure(plan), measure(serial_plan)]
+    if not all(0 < seconds < math.inf for seconds in measured):
+        raise ScheduleError(f"measure= said {measured} seconds for the plan and the serial schedule: it must time both")
+    kept = plan if measured[0] < measured[1] else serial_plan
+    why.append(
+        f"measured: {plan.mechanism} {duration(measured[0])}, serial {duration(measured[1])}: {kept.mechanism} is used"
+    )
+    return kept
+
+
+def _given_up(search: Search, cuts: Mapping[Split | None, Flat], chosen: Schedule) -> list[str]:
+    """One line for each mechanism and cut that was not chosen, and for what cut the search short."""
+    lines = []
+    pessimist = search.points[0]
+    names = {id(flat): f"cut into {split.sizes}" if split else "uncut" for split, flat in cuts.items()}
+    for (flat, mechanism), (seconds, structure) in sorted(search.tops.items(), key=lambda item: item[1][0]):
+        if chosen.graph is not flat.graph or not chosen.mechanism.startswith(mechanism):
+            gain = search.serial_seconds[pessimist] / seconds
+            lines.append(
+                f"{structure}, {names[id(flat)]}: {gain:.2f}x serial where {pessimist} SMs saturate device memory"
+            )
+    if chosen.mechanism == structures.SERIAL and search.tops:
+        lines.insert(0, "the serial schedule is used: nothing was predicted to beat it at every saturation point")
+    unused = chosen.device.sms - chosen.device.partitionable_sms
+    if chosen.mechanism.startswith(structures.ISOLATED) and unused:
+        lines.append(f"{unused} of {chosen.device.sms} SMs fit in no group: only nodes on the whole device use them")
+    if search.truncated:
+        lines.append(f"time was up after {search.judged} of {search.effort} schedules")
+    return [*lines, *dict.fromkeys(str(error) for error in search.refused)]

@@ -47,7 +47,10 @@ class Explanation:
             ),
             ("bounds", ", ".join(bounds) or "none"),
             ("limited by", f"{limit}: no schedule of this cut can be under {percent(near)} of the prediction"),
-            ("ideal", f"{duration(data['ideal_seconds'])} if all but {NAMES[data['ideal_unit']]} were hidden in the uncut graph"),
+            (
+                "ideal",
+                f"{duration(data['ideal_seconds'])} if all but {NAMES[data['ideal_unit']]} were hidden in the uncut graph",
+            ),
             *(("" if index else "why", plain(line)) for index, line in enumerate(data["why"])),
         ]
         return "\n".join(f"{label:<11}{text}" for label, text in rows)

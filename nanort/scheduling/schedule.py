@@ -168,9 +168,19 @@ class Schedule:
             demand = node.demand
             activities.append(
                 Activity(
-                    node.name, node.op.name, assignment.stream, groups[assignment.stream], assignment.sms,
-                    demand.flops, demand.hbm_bytes, demand.h2d_bytes, demand.d2h_bytes,
-                    node.piece, node.scope, tuple(awaited.get(assignment.node, ())), node.where,
+                    node.name,
+                    node.op.name,
+                    assignment.stream,
+                    groups[assignment.stream],
+                    assignment.sms,
+                    demand.flops,
+                    demand.hbm_bytes,
+                    demand.h2d_bytes,
+                    demand.d2h_bytes,
+                    node.piece,
+                    node.scope,
+                    tuple(awaited.get(assignment.node, ())),
+                    node.where,
                 )  # fmt: skip  # fields in their order
             )
         return Timeline(

@@ -70,6 +70,7 @@ class Search:
     Attributes:
         judged: schedules judged so far.
         truncated: whether the deadline stopped it.
+        tops: the best seconds, and the structure that has them, of each cut and mechanism.
         refused: why structures were left out.
     """
 
@@ -85,6 +86,7 @@ class Search:
         self.points = saturations(source.device)
         self.serial_seconds = {point: serial(source, point).makespan for point in self.points}
         self.best_seconds = math.inf
+        self.tops: dict[tuple[Flat, str], tuple[float, Structure]] = {}
         self.judged = 0
         self.truncated = False
         self.refused: list[PolicyError | CapacityError] = []
@@ -145,6 +147,9 @@ class Search:
             return None
         self.judged += 1
         self.best_seconds = min(self.best_seconds, trace.makespan)
+        key = (candidate.outline.flat, candidate.structure.mechanism)
+        if key not in self.tops or trace.makespan < self.tops[key][0]:
+            self.tops[key] = (trace.makespan, candidate.structure)
         if self.progress:
             self.progress(self.judged, self.effort, self.best_seconds)
         return trace
