@@ -23,7 +23,8 @@ def main(model: str = "tiny") -> None:
             if model != "tiny":
                 print(completion.text)
         for plan in llm.plans:
-            print(f"planned {plan.schedule.source} for {plan.bucket}")
+            rows = plan.bucket
+            print(f"planned for {rows.decode} decode and {rows.prefill_rows} prefill rows: {plan.schedule.source}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import torch
 import nanort as nr
 from nanort import ops
 
-LAYERS, HIDDEN, FFN, HEADS, KV_HEADS, DIM = 2, 4096, 14336, 32, 8, 128
+LAYERS, HIDDEN, FFN, HEADS, KV_HEADS, DIM = 4, 4096, 14336, 32, 8, 128
 DECODE, CONTEXT, PREFILL, PAGE = 670, 1280, 1340, 16  # requests that decode, tokens of each, rows of one prompt
 WEIGHTS = {
     "q": (HEADS * DIM, HIDDEN),
@@ -43,7 +43,7 @@ def layer(
 
 
 def step() -> nr.Graph:
-    """Two layers of a step that mixes decode rows and prefill rows."""
+    """A few layers of a step that mixes decode rows and prefill rows."""
     g = nr.Graph("llm_layer", layout=nr.Layout(decode=DECODE, prefill=PREFILL, kv_tokens=DECODE * CONTEXT))
     rows, width = DECODE + PREFILL, -(-max(CONTEXT, PREFILL) // PAGE)
     row = {name: g.input(name, (rows,), torch.int64, batch=0) for name in ("positions", "slots", "requests")}

@@ -22,6 +22,7 @@ from nanort.serving.generate import LLM, load_model
 from nanort.serving.plans import Plan
 from nanort.serving.sampling import SamplingParams
 from nanort.serving.weights import find_smollm2
+from nanort.timeline.events import Timeline
 
 PROMPTS = (
     "What is the capital of France?",
@@ -39,14 +40,14 @@ def run_demo(out: Path, *, small: bool = False, console: Console | None = None) 
     began = perf_counter()
     with _model(console, small) as llm:
         _heading(console, "1", "Generate on this machine's CPU")
-        console.print(Text(str(llm.device)))
+        _print(console, llm.device)
         _generate(console, llm)
         shown = max(llm.plans, key=lambda plan: plan.bucket.rows)
         _heading(console, "2", "The operator DAG of the first step, cut and co-scheduled for the CPU")
-        console.print(Text(f"{shown.schedule.source}\n\n{demand_table(shown.schedule.source, llm.device)}\n"))
-        console.print(Text(f"{shown.schedule.explain()}\n"))
+        source = shown.schedule.source
+        _print(console, source, "", demand_table(source, llm.device), "", shown.schedule.explain())
         _heading(console, "3", "What happened in that step")
-        console.print(Text(str(shown.run.timeline)))
+        _print(console, _drawn(console, shown.run.timeline))
         _heading(console, "4", "One LLaMA-3-8B step on an H200, predicted by the simulator")
         predicted = _predict(console)
         _write(console, out, shown, predicted)
@@ -93,7 +94,8 @@ def _predict(console: Console) -> Schedule:
     with console.status("scheduling 32 layers"):
         graph = decoder_step(CONFIGS["llama-3-8b"], **STEP, dtype=torch.bfloat16)
         schedule = co_schedule(graph, h200)
-    console.print(Text(f"{h200}\n{graph}\n\n{demand_table(graph, h200)}\n\n{schedule}\n\n{schedule.explain()}"))
+    _print(console, h200, graph, "", demand_table(graph, h200), "", _drawn(console, schedule.timeline()))
+    _print(console, "", schedule.explain())
     return schedule
 
 
@@ -110,14 +112,25 @@ def _write(console: Console, out: Path, shown: Plan, predicted: Schedule) -> Non
     console.print(f"\nwritten to {out}:")
     for name, (save, what) in files.items():
         save(out / name)
-        console.print(f"  {name:14} {what}")
-    console.print(
+        _print(console, f"  {name:14} {what}")
+    _print(
+        console,
         "try next:\n"
         "  nanort plan --model llama-3-8b --device h200 --decode 256 --context 4096 --prefill 512\n"
         "  nanort run --model tiny --prefill 256 --out timeline.json\n"
         '  nanort generate "The capital of France is"\n'
-        "  python examples/hello_overlap.py"
+        "  python examples/hello_overlap.py",
     )
+
+
+def _drawn(console: Console, timeline: Timeline) -> str:
+    return timeline.text(width=max(60, min(console.width, 140)))
+
+
+def _print(console: Console, *lines: object) -> None:
+    """Prints lines as they are, without markup and without folding them."""
+    for line in lines:
+        console.print(Text(str(line)), soft_wrap=True)
 
 
 def _heading(console: Console, number: str, title: str) -> None:

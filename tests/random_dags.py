@@ -7,7 +7,7 @@ a value that is read too early shows for good.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -166,12 +166,25 @@ def placed(graph: nr.Graph, rng: random.Random, device: nr.Device | None = None)
     """A valid schedule that nobody would want: a random order, every node on a random stream that may carry it."""
     device = device or nr.device("h200")
     available = streams(device, rng)
-    order, lane, assignments = _order(graph, rng), [0] * len(graph.nodes), []
+    fits = [
+        [k for k, s in enumerate(available) if s.engine in ("", node.demand.engine) and node.span[0] <= s.sms]
+        for node in graph.nodes
+    ]
+    return schedule(graph, available, [rng.choice(lanes) for lanes in fits], _order(graph, rng), device)
+
+
+def schedule(
+    graph: nr.Graph,
+    available: Sequence[Stream],
+    lane: Sequence[int],
+    order: Sequence[int] | None = None,
+    device: nr.Device | None = None,
+) -> Schedule:
+    """The nodes in ``order`` (as written) one after the other, each on its lane of the ``available`` streams."""
+    device, order = device or nr.device("h200"), order or range(len(graph.nodes))
+    assignments = []
     for place, index in enumerate(order):
-        node = graph.nodes[index]
-        fits = [k for k, s in enumerate(available) if s.engine in ("", node.demand.engine) and node.span[0] <= s.sms]
-        lane[index] = rng.choice(fits)
-        stream = available[lane[index]]
+        node, stream = graph.nodes[index], available[lane[index]]
         sms = stream.sms if node.span[1] is None else min(stream.sms, node.span[1])
         assignments.append(Assignment(index, node.name, stream.name, sms, "reference", float(place), place + 1.0))
     return Schedule(
@@ -180,7 +193,7 @@ def placed(graph: nr.Graph, rng: random.Random, device: nr.Device | None = None)
         graph=graph,
         device=device,
         mechanism="random",
-        streams=available,
+        streams=tuple(available),
         assignments=tuple(assignments),
         waits=waits(graph, available, order, lane),
         outlooks=(Outlook(device.hbm_saturation_sms[0], float(len(order)), float(len(order))),),

@@ -12,8 +12,9 @@ from tree import MODULES, ROOT
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DESIGN = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
-PRINTED = re.compile(r"^```python\n(.*?)^```\n(?:(?!^```).)*^```text\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-"""A block of Python, and the next block where that one shows what it prints."""
+INSIDE = r"(?:(?!^```).)*"
+PRINTED = re.compile(rf"^```python\n({INSIDE})^```\n{INSIDE}^```text\n({INSIDE})^```$", re.MULTILINE | re.DOTALL)
+"""A block of Python, and the block after it where that one shows what it prints."""
 
 
 def shown_as(path: Path) -> str:

@@ -14,16 +14,16 @@ from nanort.errors import FileError, NewerVersionError, TruncatedFileError
 
 
 def write(path: str | os.PathLike[str], schema: str, version: int, fields: Mapping[str, Any]) -> None:
-    """Writes ``fields`` to ``path``, a field a line and a list's items a line each; a reader sees the old file or the new.
+    """Writes ``fields`` to ``path`` at once, a field a line and the items of a list a line each.
 
     Raises:
         FileError: a figure is NaN or infinite.
     """
     target = Path(path)
-    head = {"schema": schema, "version": version}
+    head: dict[str, Any] = {"schema": schema, "version": version}
     text = (
         "{\n"
-        + ",\n".join(f"{_encode(key, path)}: {_lines(value, path)}" for key, value in (head | fields).items())
+        + ",\n".join(f"{_encode(key, path)}: {_lines(value, path)}" for key, value in {**head, **fields}.items())
         + "\n}\n"
     )
     draft = target.with_name(f".{uuid.uuid4().hex}.tmp")

@@ -89,7 +89,8 @@ class Profile:
             points = self._points.setdefault(call, {}).setdefault(m.kernel, {})
             if points.setdefault(m.sms, m.seconds) != m.seconds:
                 raise CostError(
-                    f"{m.operator} ({m.kernel}) on {m.sms} SMs was measured twice: keep one of {m.seconds} and {points[m.sms]}"
+                    f"{m.operator} ({m.kernel}) on {m.sms} SMs was measured twice: keep one of "
+                    f"{points[m.sms]} s and {m.seconds} s"
                 )
         if len({frozenset(pair) for pair in self.slowdowns}) < len(self.pairs):
             raise CostError("a pair of operators was measured twice: keep one measurement of each")

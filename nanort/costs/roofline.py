@@ -15,7 +15,7 @@ from nanort.errors import CostError
 from nanort.nodes import Node
 
 SHARPNESS = 8
-"""The p of the p-norm that joins compute and memory time: 9 % above the larger where both are equal, 0.05 % where one is half."""
+"""The p of the p-norm that joins compute and memory time: 9 % above the larger where they are equal, soon nothing."""
 
 REFERENCE = "reference"
 """The kernel that every operator has: its torch function."""

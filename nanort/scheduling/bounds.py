@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from nanort.costs.roofline import Costs
-from nanort.graph import Graph, Node
-
+from nanort.graph import Graph
+from nanort.nodes import Node
 
 LINKS = ("hbm", "h2d", "d2h", "net")
 
@@ -35,7 +35,7 @@ class Bounds:
     @property
     def best(self) -> float:
         """The largest of them."""
-        return max(getattr(self, field.name) for field in fields(self))
+        return float(getattr(self, self.limit))
 
     @property
     def limit(self) -> str:

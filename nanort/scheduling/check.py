@@ -67,9 +67,7 @@ def _streams(schedule: Schedule, slack: float) -> None:
         if stream.engine and (node.demand.engine != stream.engine):
             _refuse(f"{a.name!r} is no {stream.engine} transfer and runs on that copy engine")
         if not least <= a.sms <= min(stream.sms, stream.sms if most is None else most):
-            _refuse(
-                f"{a.name!r} holds {a.sms} SMs of the {stream.sms} of stream {a.stream!r}, it asks for {least} to {most}"
-            )
+            _refuse(f"{a.name!r} asks for {least} to {most} SMs and holds {a.sms} of the {stream.sms} of {a.stream!r}")
         if not 0 <= a.start <= a.end < inf:
             _refuse(f"{a.name!r} runs from {a.start!r} to {a.end!r} seconds")
         if a.start < previous:
@@ -138,9 +136,7 @@ def _happens_before(schedule: Schedule) -> None:
                 _refuse(f"nothing makes {a.name!r} wait for {nodes[pred].name!r}, which its {reason} needs")
         for other in rivals[own]:
             if clock[other] < issued[other]:
-                _refuse(
-                    f"nothing makes {a.name!r} wait for {nodes[latest[other]].name!r}, which holds the same SMs (resource)"
-                )
+                _refuse(f"nothing makes {a.name!r} wait for {nodes[latest[other]].name!r}, which holds the same SMs")
         issued[own] += 1
         clock[own] = issued[own]
         clocks[a.node], latest[own] = clock, a.node
@@ -164,7 +160,7 @@ def _bandwidth(schedule: Schedule, resource: str, slack: float) -> None:
 
 
 def latecomer(jobs: Iterable[Job], slack: float) -> str:
-    """The first (start, end, seconds of a resource, name) that cannot get its seconds between start and end, or ``""``."""
+    """The name of a job (start, end, seconds of a resource, name) that cannot get its seconds in time; "" if all can."""
     queue: list[tuple[float, int, str]] = []  # by deadline
     left, now = list[float](), 0.0
     for index, (start, end, work, name) in enumerate([*sorted(jobs, key=itemgetter(0)), (inf, inf, 0.0, "")]):

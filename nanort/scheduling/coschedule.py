@@ -51,7 +51,7 @@ def co_schedule(
         policy: one of ``POLICIES``.
         nano_batches: the splits to try: counts of pieces, or their sizes.
         per_op: other counts for some operators, in every split (see nano_batch).
-        effort: schedules to judge; by default as many as take a second or two. Equal efforts and seeds give equal bytes.
+        effort: schedules to judge, by default what takes a second or two; equal efforts and seeds give equal bytes.
         seconds: when to stop whatever the effort; a schedule that was stopped says so.
         seed: of the refinement.
         profile: measured costs.

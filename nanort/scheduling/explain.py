@@ -41,7 +41,7 @@ class Explanation:
             *(
                 (
                     "" if index else "outlook",
-                    f"{duration(point['seconds'])}, {point['gain']:.2f}x, where {point['saturation']} SMs saturate device memory",
+                    f"{duration(point['seconds'])}, {point['gain']:.2f}x if {point['saturation']} SMs saturate memory",
                 )
                 for index, point in enumerate(data["outlooks"])
             ),
@@ -49,7 +49,7 @@ class Explanation:
             ("limited by", f"{limit}: no schedule of this cut can be under {percent(near)} of the prediction"),
             (
                 "ideal",
-                f"{duration(data['ideal_seconds'])} if all but {NAMES[data['ideal_unit']]} were hidden in the uncut graph",
+                f"{duration(data['ideal_seconds'])}: the {NAMES[data['ideal_unit']]} of the uncut graph by itself",
             ),
             *(("" if index else "why", plain(line)) for index, line in enumerate(data["why"])),
         ]

@@ -54,7 +54,7 @@ class Outline:
         self._feeds: dict[int, list[float]] = {}
 
     def feed(self, sms: int) -> list[float]:
-        """Seconds of the shortest path from each node to a long memory-bound one on ``sms`` SMs; infinite without one."""
+        """Seconds from the start of each node to the next long memory-bound one, on ``sms`` SMs; inf without one."""
         if sms not in self._feeds:
             flat, seconds = self.flat, self.flat.modes(self.saturation, sms).seconds
             heavy = [self.roles[kind] == MEMORY for kind in flat.kinds]
@@ -71,6 +71,7 @@ def dispatch(
 
     Args:
         outline: the graph.
+        structure: its streams.
         order: one of ``ORDERS``.
         borrow: whether an idle memory group may take compute-bound nodes.
         offsets: for each kind of node, seconds by which it is less urgent than its order says.
@@ -166,7 +167,7 @@ def _keys(path: list[float], feed: list[float], order: str) -> list[float]:
 
 
 def _homes(flat: Flat, structure: Structure, roles: list[str], pinned: set[int]) -> list[int]:
-    """The queue of each node: that of a stream, or the last for light ones; ``pinned`` gets those that the user placed."""
+    """The queue of each node: a stream's, or the last for light ones; ``pinned`` gets those that the user placed."""
     saturation = flat.device.hbm_saturation_sms[1]
     names = {stream.name: lane for lane, stream in enumerate(structure.streams)}
     fits = [[cost.seconds < inf for cost in flat.kind_costs(saturation, stream.sms)] for stream in structure.streams]

@@ -13,15 +13,17 @@ from nanort.devices import Device
 from nanort.graph import Graph
 from nanort.nanobatch import nano_batch
 from nanort.partition import Group, Stream
-from nanort.scheduling import check, explain
 from nanort.scheduling.bounds import Bounds, bounds
+from nanort.scheduling.check import check
+from nanort.scheduling.explain import Difference, Explanation, diff, explain
 from nanort.scheduling.waits import Wait
 from nanort.timeline.events import Activity, Timeline
+from nanort.timeline.units import duration
 
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """Where and when a node of the cut graph runs; ``sms`` is how many it holds, 0 for a transfer."""
+    """Where and when a node of the cut graph runs; ``sms`` is how many SMs it holds, 0 for a transfer."""
 
     node: int
     name: str
@@ -105,8 +107,8 @@ class Schedule:
     def __repr__(self) -> str:
         cut = f" in {len({node.piece for node in self.graph.nodes})} nano-batches" if self.split else ""
         return (
-            f"<Schedule of {self.source.name}{cut} on {self.device.name}: {self.mechanism}, {len(self.assignments)} nodes, "
-            f"{1e3 * self.makespan:.3g} ms ({self.outlooks[0].gain:.2f}x serial)>"
+            f"<Schedule of {self.source.name}{cut} on {self.device.name}: {self.mechanism}, "
+            f"{len(self.assignments)} nodes, {duration(self.makespan)}, {self.outlooks[0].gain:.2f}x serial>"
         )
 
     @property
@@ -145,15 +147,15 @@ class Schedule:
         Raises:
             ScheduleError: it breaks a constraint; the message names the nodes.
         """
-        check.check(self)
+        check(self)
 
-    def explain(self) -> explain.Explanation:
+    def explain(self) -> Explanation:
         """Serial and predicted time, lower bounds, what limits it, and what was given up; prints."""
-        return explain.explain(self)
+        return explain(self)
 
-    def diff(self, other: Schedule) -> explain.Difference:
+    def diff(self, other: Schedule) -> Difference:
         """What is decided otherwise in ``other``; prints."""
-        return explain.diff(self, other)
+        return diff(self, other)
 
     def timeline(self) -> Timeline:
         """The plan as a timeline, to compare with what was measured."""
@@ -165,23 +167,20 @@ class Schedule:
         activities = []
         for assignment in self.assignments:
             node = self.graph.nodes[assignment.node]
-            demand = node.demand
+            work = {name: getattr(node.demand, name) for name in ("flops", "hbm_bytes", "h2d_bytes", "d2h_bytes")}
             activities.append(
                 Activity(
-                    node.name,
-                    node.op.name,
-                    assignment.stream,
-                    groups[assignment.stream],
-                    assignment.sms,
-                    demand.flops,
-                    demand.hbm_bytes,
-                    demand.h2d_bytes,
-                    demand.d2h_bytes,
-                    node.piece,
-                    node.scope,
-                    tuple(awaited.get(assignment.node, ())),
-                    node.where,
-                )  # fmt: skip  # fields in their order
+                    name=node.name,
+                    operator=node.op.name,
+                    stream=assignment.stream,
+                    group=groups[assignment.stream],
+                    sms=assignment.sms,
+                    piece=node.piece,
+                    scope=node.scope,
+                    waits=tuple(awaited.get(assignment.node, ())),
+                    where=node.where,
+                    **work,
+                )
             )
         return Timeline(
             activities,

@@ -174,7 +174,7 @@ class Search:
         return Found(candidate, traces[worst.saturation], worst, outlooks)
 
     def _refined(self, found: Found) -> Found:
-        """The best of plans in which kinds of nodes are more or less urgent than their order says, one more at a time."""
+        """The best of the plans in which some kinds of nodes are more or less urgent than their order says."""
         outline = found.candidate.outline
         flat, chance = outline.flat, random.Random(self.seed)
         kinds = len(flat.examples)

@@ -1,8 +1,8 @@
-"""A fluid model of what nodes do to each other: bandwidths are shared, streams are queues, time jumps from event to event.
+"""A fluid model of what nodes do to each other: bandwidths are shared, streams are queues, time jumps between events.
 
-A job of solo time s progresses at min(1, b / d): d is the share of a bandwidth that it draws alone, b what it gets when
-the running jobs draw more than there is. Bandwidth is dealt by weighted water-filling: copies, which hold no SMs, first,
-then kernels in proportion to the SMs they hold.
+A job progresses at min(1, b / d) of its speed alone: d is the share of a bandwidth that it draws alone, b what it gets
+when the running jobs draw more than there is. Bandwidth is dealt by weighted water-filling: first to copies, which hold
+no SMs, then to kernels in proportion to the SMs they hold.
 """
 
 from __future__ import annotations
@@ -182,28 +182,34 @@ class Queues:
 
 @dataclass(frozen=True, slots=True)
 class Jobs:
-    """Jobs in the order in which they are issued, flat lists: the stream of each, and what it takes there."""
+    """Jobs in the order in which they are issued, as flat lists.
+
+    Attributes:
+        stream: the index of each job's stream.
+        modes: what each takes there.
+        operators: their names, by which measured pairs are found.
+        seconds_on: the seconds of a job on fewer SMs, where streams share them.
+    """
 
     stream: list[int]
     modes: Modes
     operators: list[str]
+    seconds_on: Callable[[int, int], float]
 
 
 def replay(
     jobs: Jobs,
     streams: Sequence[Stream],
     waits: Sequence[Sequence[int]],
-    seconds_on: Callable[[int, int], float],
     pairs: Mapping[tuple[str, str], tuple[float, float]] | None = None,
 ) -> tuple[list[float], list[float]]:
     """Start and end of every job when each stream is a queue and ``waits[job]`` lists the jobs it waits for.
 
-    ``seconds_on`` tells a job's seconds on fewer SMs, where streams share them; ``pairs`` are measured slowdowns of two
-    operators that run together.
+    ``pairs`` are the measured slowdowns of two operators on the same SMs.
     """
     queues: list[list[int]] = [[] for _ in streams]
     for job, stream in enumerate(jobs.stream):
         queues[stream].append(job)
-    shared = coresidence(streams, jobs.operators, seconds_on, pairs)
+    shared = coresidence(streams, jobs.operators, jobs.seconds_on, pairs)
     trace = simulate(len(jobs.stream), [jobs.modes] * len(streams), Queues(queues, waits), shared)
     return trace.start, trace.end
