@@ -36,11 +36,15 @@ def network(
     return x
 
 
-def network_graph(blocks: int) -> nr.Graph:
-    """The network as nanort sees it."""
+def network_graph(blocks: int, streams: tuple[str | None, str | None]) -> nr.Graph:
+    """The network as nanort sees it, the right half of every fan on the second of two streams."""
     graph = nr.Graph("network")
+
+    def pinned(op: nr.Op) -> Callable[..., nr.Value]:
+        return lambda *args: graph.call(op, *args, stream=streams[len(graph.nodes) % NODES in (5, 6, 7, 8)])
+
     values = [graph.input(name, SHAPE, torch.float32) for name in NAMES]
-    graph.output(y=network(*values, blocks=blocks, **OPS))
+    graph.output(y=network(*values, blocks=blocks, **{name: pinned(op) for name, op in OPS.items()}))
     return graph
 
 
@@ -52,6 +56,11 @@ def chain_graph(nodes: int, streams: Sequence[str]) -> nr.Graph:
         value = graph.call(OPS["relu"], value, stream=streams[node % len(streams)])
     graph.output(y=value)
     return graph
+
+
+def on_two_streams(graph: nr.Graph) -> nr.Schedule:
+    """The schedule that the pins of a graph ask for."""
+    return nr.co_schedule(graph, CPU, policy="list", nano_batches=(1,))
 
 
 def dask_variant(blocks: int, tensors: Sequence[torch.Tensor]) -> Callable[[], Any]:
@@ -70,9 +79,8 @@ def measure(quick: bool) -> list[Row]:
     blocks, rounds = (5, 3) if quick else (100, 300)
     nodes = NODES * blocks
     tensors = torch.randn(5, *SHAPE, generator=torch.Generator().manual_seed(0)).unbind()
-    graph = network_graph(blocks)
-    serial = nr.co_schedule(graph, CPU, policy="serial")
-    beside = nr.co_schedule(graph, CPU, policy="list", nano_batches=(1,))
+    serial = nr.co_schedule(network_graph(blocks, (None, None)), CPU, policy="serial")
+    beside = on_two_streams(network_graph(blocks, ("g0", "g1")))
 
     def loop(x: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
         return network(x, a, b, c, d, blocks=blocks)
@@ -92,7 +100,7 @@ def measure(quick: bool) -> list[Row]:
                 variants[name + how] = partial(runs(schedule, trace), **given)
         _same(variants)
         hops = {
-            name: partial(runs(nr.co_schedule(chain_graph(nodes, name), CPU, policy="list")), x=tensors[0])
+            name: partial(runs(on_two_streams(chain_graph(nodes, name))), x=tensors[0])
             for name in (("g0",), ("g0", "g1"))
         }
         seconds = interleave({**variants, **{"+".join(name): hop for name, hop in hops.items()}}, rounds)

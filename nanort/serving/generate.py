@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
 
+from nanort.costs.profile import Profile
 from nanort.devices import Device
 from nanort.errors import CacheFullError, RequestError
+from nanort.graph import Graph
 from nanort.graphs import CONFIGS, DecoderConfig, decoder, random_weights
+from nanort.layout import Layout
+from nanort.nanobatch import nano_batch
+from nanort.runtime.profiler import profile
 from nanort.scheduling.coschedule import co_schedule
-from nanort.serving.batching import Batch, Request, next_batch
+from nanort.scheduling.schedule import Schedule
+from nanort.serving.batching import Batch, Request, next_batch, scratch_inputs
 from nanort.serving.kv_cache import PagedKVCache
 from nanort.serving.plans import Plan, PlanBank
 from nanort.serving.sampling import SamplingParams
@@ -54,6 +61,7 @@ class LLM:
         cache_tokens: tokens that the KV cache holds.
         page_size: tokens a page.
         max_rows: rows of one step; longer prompts take several.
+        measured: whether plans rest on what each call takes on this machine, measured for every plan.
 
     >>> from nanort.graphs import CONFIGS, random_weights
     >>> config = CONFIGS["tiny"]
@@ -74,6 +82,7 @@ class LLM:
         cache_tokens: int = 4096,
         page_size: int = 16,
         max_rows: int = 1024,
+        measured: bool = False,
     ) -> None:
         self.config = config
         self.tokenizer = tokenizer
@@ -85,18 +94,33 @@ class LLM:
         shape = (self.cache.pages, 2, page_size, config.kv_heads, config.head_dim)
         states = {f"kv.{layer}": torch.zeros(shape, dtype=dtype) for layer in range(config.layers)}
 
-        def bank(sampling: bool) -> PlanBank:
-            return PlanBank(
-                lambda bucket, requests: decoder(
-                    config, bucket, pages=self.cache.pages, page_size=page_size, requests=requests,
-                    table_width=self.width, dtype=dtype, sampling=sampling,
-                ),
-                lambda graph: co_schedule(graph, self.device, policy=policy, nano_batches=nano_batches),
-                weights,
-                states,
-            )  # fmt: skip  # the sizes of the graph, in two lines
+        self._weights, self._states = weights, states
+        self._policy, self._nano_batches, self._measured = policy, nano_batches, measured
+        self._banks = {
+            sampling: PlanBank(partial(self._build, sampling), self._schedule, weights, states)
+            for sampling in (False, True)
+        }
 
-        self._banks = {sampling: bank(sampling) for sampling in (False, True)}
+    def _build(self, sampling: bool, bucket: Layout, requests: int) -> Graph:
+        """The graph of a step."""
+        return decoder(
+            self.config, bucket, pages=self.cache.pages, page_size=self.cache.page_size, requests=requests,
+            table_width=self.width, dtype=next(iter(self._weights.values())).dtype, sampling=sampling,
+        )  # fmt: skip  # the sizes of the graph, in two lines
+
+    def _schedule(self, graph: Graph) -> Schedule:
+        """Its schedule, by measured costs if they are wanted."""
+        costs = self._profile(graph) if self._measured else None
+        return co_schedule(graph, self.device, policy=self._policy, nano_batches=self._nano_batches, profile=costs)
+
+    def _profile(self, graph: Graph) -> Profile:
+        """What the calls of a step, whole and cut, take on this machine."""
+        assert graph.layout is not None
+        cuts = [graph, *(nano_batch(graph, count) for count in self._nano_batches if count > 1)]
+        requests = next(root.shape[0] for root in graph.roots if root.name == "last")
+        trial = scratch_inputs(graph.layout, requests, self.width, self.cache.page_size)
+        sampled = {root.name: torch.zeros(root.shape, dtype=root.dtype) for root in graph.roots if root.kind == "input"}
+        return profile(cuts, {**self._weights, **self._states, **sampled, **trial}, on=self.device, repeats=3)
 
     @classmethod
     def from_pretrained(

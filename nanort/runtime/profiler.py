@@ -1,0 +1,91 @@
+"""profile: what every distinct call of a graph takes alone on this machine's cores, measured."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable, Mapping
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from nanort.costs.profile import Measurement, Profile
+from nanort.costs.roofline import REFERENCE
+from nanort.devices import Device, device
+from nanort.eager import KINDS, bind, materialise
+from nanort.errors import CostError
+from nanort.graph import Graph
+from nanort.nodes import Node
+from nanort.values import Value
+
+
+def profile(
+    graphs: Graph | Iterable[Graph], tensors: Mapping[str, torch.Tensor], *, on: Device | None = None, repeats: int = 5
+) -> Profile:
+    """Median seconds of every distinct call of ``graphs`` (a graph, or its cuts) on 1, 2, ... of the CPU's cores.
+
+    Args:
+        graphs: share their inputs, constants and states; rows of inputs are taken as they come.
+        tensors: all of these by name; states are changed in place as a run would.
+        on: the CPU that plans are made for.
+        repeats: runs of each call that are timed, after one that is not.
+
+    Raises:
+        CostError: ``on`` is not a CPU; a GPU's profile comes from the CUDA backend.
+        InputError: a tensor is missing or does not fit.
+    """
+    cpu = on or device("cpu")
+    if cpu.kind != "cpu":
+        raise CostError(f"this machine's cores cannot measure {cpu.name}: profile nr.device('cpu'), or load a profile")
+    found: dict[Measurement, None] = {}
+    before = torch.get_num_threads()
+    try:
+        with torch.no_grad():
+            for graph in [graphs] if isinstance(graphs, Graph) else graphs:
+                found |= dict.fromkeys(_measured(graph, bind(graph.seal(), tensors, KINDS, "cpu"), cpu, repeats, found))
+    finally:
+        torch.set_num_threads(before)
+    return Profile(cpu.name, cpu.sms, f"{platform.machine()} torch {torch.__version__}", found)
+
+
+def _measured(
+    graph: Graph, env: dict[int, torch.Tensor], cpu: Device, repeats: int, known: Iterable[Measurement]
+) -> list[Measurement]:
+    """The measurements of one graph that are not known yet; it is run in order, so that every call sees real values."""
+    found: list[Measurement] = []
+    seen = {_key(measurement) for measurement in known}
+    for node in graph.nodes:
+        args = [materialise(argument, env) if isinstance(argument, Value) else argument for argument in node.args]
+        least, most = node.span
+        if node.demand.is_rigid or (key := _key(Measurement.of(node, REFERENCE, 1, 1.0))) in seen:
+            counts = range(0)
+        else:
+            seen.add(key)
+            counts = range(max(1, least), (most or cpu.sms) + 1) if least else range(1)  # a transfer holds no core
+        for cores in counts:
+            seconds = _seconds(node, args, max(1, cores), repeats)
+            found.append(Measurement.of(node, REFERENCE, cores, seconds))
+        torch.set_num_threads(1)  # threads that others keep busy make small calls a hundred times slower
+        result = node.op.reference(*args, **node.static)
+        results = result if isinstance(result, tuple) else (result,)
+        env.update((value.index, tensor) for value, tensor in zip(node.outputs, results, strict=False))
+    return found
+
+
+def _seconds(node: Node, args: list[Any], threads: int, repeats: int) -> float:
+    """The median time of a call; what it changes in place is copied first."""
+    torch.set_num_threads(threads)
+    own = [argument.clone() if k in node.op.writes else argument for k, argument in enumerate(args)]
+    times = []
+    for _ in range(repeats + 1):
+        began = perf_counter()
+        node.op.reference(*own, **node.static)
+        times.append(perf_counter() - began)
+    return median(times[1:])
+
+
+def _key(measurement: Measurement) -> tuple[object, ...]:
+    """What makes two calls the same, whatever they ran on."""
+    m = measurement
+    return m.operator, m.shapes, m.dtype, m.flops, m.hbm_bytes
