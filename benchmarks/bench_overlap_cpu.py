@@ -162,6 +162,7 @@ def _rows(mix: str, seconds: Mapping[str, Samples], goal: float | None) -> list[
     beside, one, both = seconds.values()
     target = None if goal is None else (">=", goal)
     return [
+        Row(f"{mix}: in turn, one core an operator", "s", Spread.of(one)),
         compared(f"{mix}: side by side", beside, "in turn, one core", one, unit="s", goal=target),
         compared(f"{mix}: in turn, both cores an operator", both, "in turn, one core", one, unit="s"),
         compared(f"{mix}: side by side", beside, "in turn, both cores", both, unit="s"),

@@ -39,7 +39,7 @@ class Spread:
         return cls(p20, p50, p80, float(np.min(samples)), len(samples))
 
     def __str__(self) -> str:
-        return " ".join(f"{figure:8.4g}" for figure in (self.p20, self.p50, self.p80))
+        return " ".join(f"{figure:9.4g}" for figure in (self.least, self.p20, self.p50, self.p80))
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class Row:
 
     def cells(self) -> tuple[str, ...]:
         """The row as the printed table shows it."""
-        against = f"{self.ratio} x {self.baseline}" if self.ratio else ""
+        against = f"{self.ratio} {self.baseline}" if self.ratio else ""
         goal = "" if self.goal is None else f"{self.goal[0]} {self.goal[1]:g}: {'met' if self.met else 'MISSED'}"
         return self.name, str(self.found), self.unit, against, goal
 
@@ -103,13 +103,12 @@ def interleave(variants: Mapping[str, Callable[[], object]], rounds: int, warmup
 
 
 def machine() -> dict[str, str | int | float]:
-    """What a measurement depends on: processor, cores, load, versions."""
+    """What a measurement depends on: processor, cores, versions."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     found: dict[str, str | int | float] = {
         "date": date.today().isoformat(),
         "cpu": _cpu(),
         "cores": cores,
-        "load": round(os.getloadavg()[0], 2),  # what else was running when it began
         "system": platform.platform(),
         "python": platform.python_version(),
         "nanort": nr.__version__,
@@ -132,18 +131,34 @@ def _cpu() -> str:
     return next(names, platform.processor() or platform.machine())
 
 
+def _processor_seconds() -> tuple[float, float]:
+    """What all cores have given since the start of the machine, and how much of it to others than this process.
+
+    Only Linux tells; elsewhere both are 0.
+    """
+    try:
+        line = Path("/proc/stat").read_text(encoding="utf-8").partition("\n")[0]
+    except FileNotFoundError:
+        return 0.0, 0.0
+    user, nice, system, idle, iowait, *rest = (float(ticks) / os.sysconf("SC_CLK_TCK") for ticks in line.split()[1:9])
+    busy = user + nice + system + sum(rest)
+    return busy + idle + iowait, busy - sum(os.times()[:4])
+
+
 def run(name: str, measure: Callable[[bool], list[Row]], argv: Sequence[str] | None) -> list[Row]:
     """Parses the command line, measures with one thread an operator, prints the table and saves it if asked to."""
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}")
     parser.add_argument("--quick", action="store_true", help="toy sizes, to see that it runs: the numbers mean nothing")
     parser.add_argument("--save", type=Path, metavar="FILE", help="write the result as JSON")
     options = parser.parse_args(argv)
-    where, threads = machine(), torch.get_num_threads()
+    threads, began = torch.get_num_threads(), _processor_seconds()
     torch.set_num_threads(1)
     try:
         rows = measure(options.quick)
     finally:
         torch.set_num_threads(threads)
+    all_cores, others = (after - before for after, before in zip(_processor_seconds(), began, strict=True))
+    where = {**machine(), "others": f"{100 * max(0.0, others) / max(1e-9, all_cores):.0f} % of the cores' time"}
     print("  ".join(f"{key}={value}" for key, value in where.items()))
     print(table(rows))
     if options.save:
@@ -155,7 +170,8 @@ def run(name: str, measure: Callable[[bool], list[Row]], argv: Sequence[str] | N
 
 def table(rows: Sequence[Row]) -> str:
     """The rows as aligned text."""
-    head = ("", f"{'p20':>8} {'p50':>8} {'p80':>8}", "unit", f"{'p20':>8} {'p50':>8} {'p80':>8} x baseline", "goal")
+    columns = " ".join(f"{name:>9}" for name in ("least", "p20", "p50", "p80"))
+    head = ("", columns, "unit", f"{columns} times as good as", "goal")
     lines = [head, *(row.cells() for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)

@@ -6,12 +6,10 @@ import math
 from collections.abc import Hashable
 from dataclasses import dataclass
 
-import torch
-
 from nanort.costs.profile import Profile
 from nanort.demand import Demand
 from nanort.devices import Device
-from nanort.errors import CostError
+from nanort.errors import CapacityError, CostError
 from nanort.nodes import Node
 
 SHARPNESS = 8
@@ -78,30 +76,25 @@ class Costs:
         kernel = next(iter(node.op.kernels), REFERENCE) if device.kind == "cuda" else REFERENCE
         if demand.seconds is not None:
             return Cost(demand.seconds, demand.hbm, demand.h2d, demand.d2h, 0.0, kernel)
-        seconds = self._modelled(demand, node.dtype, sms)
+        links = _link_seconds(demand, device)
+        if max(links) == math.inf:
+            raise CapacityError(f"{node.where}: {node.name} sends over a network, and {device.name} has none")
+        seconds = device.launch_seconds + max(*links, self._kernel_seconds(node, sms))
         if self.profile is not None and (measured := self.profile.fastest(node, sms)) is not None:
             seconds, kernel = measured
-        return Cost(
-            seconds,
-            min(demand.hbm_bytes / device.hbm_bandwidth / seconds, 1.0),
-            min(demand.h2d_bytes / device.h2d_bandwidth / seconds, 1.0),
-            min(demand.d2h_bytes / device.d2h_bandwidth / seconds, 1.0),
-            min(_seconds(demand.net_bytes, device.net_bandwidth) / seconds, 1.0),
-            kernel,
-        )
+        hbm, h2d, d2h, net = (min(need / seconds, 1.0) for need in (demand.hbm_bytes / device.hbm_bandwidth, *links))
+        return Cost(seconds, hbm, h2d, d2h, net, kernel)
 
-    def _modelled(self, demand: Demand, dtype: torch.dtype | None, sms: int) -> float:
-        """Compute on n of N SMs at n/N of the rate, memory at full bandwidth from the saturation point on."""
-        device = self.device
+    def _kernel_seconds(self, node: Node, sms: int) -> float:
+        """Compute on n of N SMs at n/N of the rate, memory at its full bandwidth from the saturation point on."""
+        demand, device = node.demand, self.device
+        memory = demand.hbm_bytes / device.hbm_bandwidth
         if demand.engine:
-            kernel = demand.hbm_bytes / device.hbm_bandwidth
-        else:
-            if sms < 1:
-                raise CostError(f"{demand!r} needs SMs, and it was given {sms}")
-            compute = demand.flops / (device.rate(dtype) * sms / device.sms)
-            memory = demand.hbm_bytes / (device.hbm_bandwidth * min(1.0, sms / self.saturation))
-            kernel = smooth_max(compute, memory)
-        return device.launch_seconds + max(kernel, *_link_seconds(demand, device))
+            return memory
+        if sms < 1:
+            raise CostError(f"{node.where}: {node.name} needs SMs, and it was given {sms}")
+        compute = demand.flops / device.rate(node.dtype)
+        return smooth_max(compute * device.sms / sms, memory / min(1.0, sms / self.saturation))
 
     def bound_by(self, node: Node) -> str:
         """What limits ``node`` alone on the whole device: "compute", "memory", "pcie", "network" or "launch"."""
@@ -131,16 +124,11 @@ def smooth_max(a: float, b: float) -> float:
     return large * (1.0 + (small / large) ** SHARPNESS) ** (1.0 / SHARPNESS) if small else large
 
 
-def _seconds(size: float, bandwidth: float) -> float:
-    """Seconds to move ``size`` bytes; a link that is not there moves none."""
-    if not size:
-        return 0.0
-    return size / bandwidth if bandwidth else math.inf
-
-
 def _link_seconds(demand: Demand, device: Device) -> tuple[float, float, float]:
+    """Seconds to move a demand's bytes down, up, and over the network; infinite where there is none."""
+    network = demand.net_bytes / device.net_bandwidth if device.net_bandwidth else math.inf
     return (
         demand.h2d_bytes / device.h2d_bandwidth,
         demand.d2h_bytes / device.d2h_bandwidth,
-        _seconds(demand.net_bytes, device.net_bandwidth),
+        network if demand.net_bytes else 0.0,
     )

@@ -56,9 +56,13 @@ class CpuBackend:
         self.go: dict[str, SimpleQueue[_Run | None]] = {}
         self.workers: list[threading.Thread] = []
         if len(self.queues) > 1:
+            before, ready = torch.get_num_threads(), SimpleQueue[None]()
             for stream in program.streams:
                 if stream.name in self.queues:
-                    self._hire(stream)
+                    self._hire(stream, ready)
+            for _ in self.workers:
+                ready.get()
+            torch.set_num_threads(before)  # threads that start later take what was last set anywhere
 
     def run(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The outputs of one run."""
@@ -143,12 +147,14 @@ class CpuBackend:
         for queue in self.go.values():
             queue.put(run)
 
-    def _hire(self, stream: Stream) -> None:
+    def _hire(self, stream: Stream, ready: SimpleQueue[None]) -> None:
         queue: SimpleQueue[_Run | None] = SimpleQueue()
         items, threads = self.queues[stream.name], self._threads(stream)
 
         def work() -> None:
+            torch.get_num_threads()  # the first call in a thread takes what was last set anywhere
             torch.set_num_threads(threads)  # per thread: without it every worker makes a team of all cores
+            ready.put(None)
             last: _Run | None = None
             with torch.no_grad():
                 while (run := queue.get()) is not None:

@@ -15,30 +15,30 @@ from nanort.timeline.events import Timeline
 class SimulatedBackend:
     """Predicts a run of the program on its device."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, costs: Costs | None = None) -> None:
         self.program = program
+        self.costs = costs or Costs(program.device)
         self._timeline: Timeline | None = None
 
     def run(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """No outputs: inputs are ignored, the timeline is the result."""
-        self._timeline = simulate_program(self.program)
+        self._timeline = simulate_program(self.program, self.costs)
         return {}
 
     @property
     def timeline(self) -> Timeline:
         """The predicted run."""
         if self._timeline is None:
-            self._timeline = simulate_program(self.program)
+            self._timeline = simulate_program(self.program, self.costs)
         return self._timeline
 
     def close(self) -> None:
         """Nothing is held."""
 
 
-def simulate_program(program: Program, costs: Costs | None = None) -> Timeline:
+def simulate_program(program: Program, costs: Costs) -> Timeline:
     """What the fluid model says of ``program``: each stream in its order, waits kept, bandwidth and SMs shared."""
     device = program.device
-    costs = costs or Costs(device)
     steps = [step for step in program.instructions if isinstance(step, (Launch, Copy))]
     nodes = [program.graph.nodes[step.node] for step in steps]
     index = {stream.name: k for k, stream in enumerate(program.streams)}
@@ -49,13 +49,14 @@ def simulate_program(program: Program, costs: Costs | None = None) -> Timeline:
         modes=Modes(
             seconds=[cost.seconds for cost in alone],
             sms=sms,
-            shares=tuple([getattr(cost, link) for cost in alone] for link in ("hbm", "h2d", "d2h")),
+            shares=tuple([getattr(cost, link) for cost in alone] for link in ("hbm", "h2d", "d2h", "net")),
         ),
         operators=[node.op.name for node in nodes],
         seconds_on=lambda job, held: costs.solo(nodes[job], held).seconds,
     )
     waits = [[on for on, _ in activity.waits] for activity in program.activities]
-    start, end = replay(jobs, program.streams, waits)
+    pairs = costs.profile.slowdowns if costs.profile else None
+    start, end = replay(jobs, program.streams, waits, pairs, device.event_seconds)
     return Timeline(
         program.activities,
         start,

@@ -77,6 +77,16 @@ class Flat:
             )
         return self._modes[key]
 
+    def placed(self, saturation: int, streams: Sequence[Stream], lane: Sequence[int]) -> Modes:
+        """What every node takes on the one of ``streams`` that ``lane`` has for it."""
+        modes = [self.modes(saturation, stream.sms) for stream in streams]
+        on = list(enumerate(lane))
+        return Modes(
+            [modes[at].seconds[node] for node, at in on],
+            [modes[at].sms[node] for node, at in on],
+            tuple([modes[at].shares[link][node] for node, at in on] for link in range(len(self.resources))),
+        )
+
     def coresidence(self, saturation: int, streams: Sequence[Stream]) -> Coresidence | None:
         """How nodes share SMs on these streams; None where they share none."""
 

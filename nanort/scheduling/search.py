@@ -17,7 +17,7 @@ from nanort.scheduling.list_schedule import COMPUTE, FEED, LIGHT, MEMORY, PATH, 
 from nanort.scheduling.schedule import Outlook
 from nanort.scheduling.structures import CORESIDENT, Structure, overlapping
 from nanort.scheduling.waits import waits
-from nanort.simulation.fluid import Queues, Trace, simulate
+from nanort.simulation.fluid import Queues, Trace, simulate, with_events
 
 REFINING = 4
 """One in so many judged schedules refines the best structure instead of trying another."""
@@ -106,7 +106,7 @@ class Search:
         found: Found | None = None
         for seconds, _, candidate in sorted(tried, key=lambda item: item[:2]):
             if found is not None and self.serial_seconds[self.points[0]] <= found.worst.gain * seconds:
-                break  # it cannot gain more at its worst point than at this one
+                break  # it cannot gain more at its worst point than at this one, without the cost of events
             met = self._met(candidate, candidate.plan())
             if found is None or met.worst.gain > found.worst.gain:
                 found = met
@@ -135,7 +135,7 @@ class Search:
                     yield Candidate(outline, structure, order, borrow)
 
     def _spent(self, limit: int) -> bool:
-        self.truncated = self.truncated or time.monotonic() >= self.deadline
+        self.truncated = self.truncated or (self.judged > 0 and time.monotonic() >= self.deadline)
         return self.truncated or self.judged >= limit
 
     def _judge(self, candidate: Candidate) -> Trace | None:
@@ -155,20 +155,12 @@ class Search:
         return trace
 
     def _met(self, candidate: Candidate, trace: Trace) -> Found:
-        """The plan at every saturation point: made for the first, its streams keep their order at the others."""
+        """The plan at every saturation point: streams play the nodes of ``trace`` in its order, and pay for events."""
         flat, streams = candidate.outline.flat, candidate.structure.streams
-        traces = {self.points[0]: trace}
-        if len(self.points) > 1:
-            queues: list[list[int]] = [[] for _ in streams]
-            for node in trace.order:
-                queues[trace.lane[node]].append(node)
-            awaited: list[list[int]] = [[] for _ in range(len(flat))]
-            for wait in waits(flat.graph, streams, trace.order, trace.lane):
-                awaited[wait.node].append(wait.on)
-            for point in self.points[1:]:
-                modes = [flat.modes(point, stream.sms) for stream in streams]
-                shared = flat.coresidence(point, streams) if candidate.structure.mechanism == CORESIDENT else None
-                traces[point] = simulate(len(flat), modes, Queues(queues, awaited), shared)
+        awaited: list[list[int]] = [[] for _ in range(len(flat))]
+        for wait in waits(flat.graph, streams, trace.order, trace.lane):
+            awaited[wait.node].append(wait.on)
+        traces = {point: _played(candidate, trace, awaited, point) for point in self.points}
         outlooks = tuple(Outlook(at, traces[at].makespan, self.serial_seconds[at]) for at in self.points)
         worst = min(outlooks, key=lambda outlook: outlook.gain)
         return Found(candidate, traces[worst.saturation], worst, outlooks)
@@ -190,6 +182,17 @@ class Search:
                 if met.worst.gain > found.worst.gain:
                     found, best = met, trace.makespan
         return found
+
+
+def _played(candidate: Candidate, trace: Trace, awaited: Sequence[Sequence[int]], point: int) -> Trace:
+    """What becomes of a trace where ``point`` SMs saturate device memory, streams and waits being kept."""
+    flat, structure = candidate.outline.flat, candidate.structure
+    queues: list[list[int]] = [[] for _ in structure.streams]
+    for node in trace.order:
+        queues[trace.lane[node]].append(node)
+    shared = flat.coresidence(point, structure.streams) if structure.mechanism == CORESIDENT else None
+    modes = with_events(flat.placed(point, structure.streams, trace.lane), awaited, flat.device.event_seconds)
+    return simulate(len(flat), [modes] * len(queues), Queues(queues, awaited), shared)
 
 
 def _estimate(outline: Outline, structure: Structure) -> float:

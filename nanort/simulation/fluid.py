@@ -202,14 +202,29 @@ def replay(
     streams: Sequence[Stream],
     waits: Sequence[Sequence[int]],
     pairs: Mapping[tuple[str, str], tuple[float, float]] | None = None,
+    event_seconds: float = 0.0,
 ) -> tuple[list[float], list[float]]:
     """Start and end of every job when each stream is a queue and ``waits[job]`` lists the jobs it waits for.
 
-    ``pairs`` are the measured slowdowns of two operators on the same SMs.
+    Args:
+        jobs: what runs.
+        streams: the queues.
+        waits: for each job, those on other streams that must have ended.
+        pairs: measured slowdowns of two operators on the same SMs.
+        event_seconds: what a job that waits for others takes longer.
     """
     queues: list[list[int]] = [[] for _ in streams]
     for job, stream in enumerate(jobs.stream):
         queues[stream].append(job)
     shared = coresidence(streams, jobs.operators, jobs.seconds_on, pairs)
-    trace = simulate(len(jobs.stream), [jobs.modes] * len(streams), Queues(queues, waits), shared)
+    modes = with_events(jobs.modes, waits, event_seconds)
+    trace = simulate(len(jobs.stream), [modes] * len(streams), Queues(queues, waits), shared)
     return trace.start, trace.end
+
+
+def with_events(modes: Modes, waits: Sequence[Sequence[int]], event_seconds: float) -> Modes:
+    """The modes of jobs that take ``event_seconds`` longer, and draw as many bytes, if they wait for others."""
+    longer = [before + event_seconds if waited else before for before, waited in zip(modes.seconds, waits, strict=True)]
+    scales = [before / after if after > before else 1.0 for before, after in zip(modes.seconds, longer, strict=True)]
+    shares = ([share * scale for share, scale in zip(draw, scales, strict=True)] for draw in modes.shares)
+    return Modes(longer, modes.sms, tuple(shares))
