@@ -141,6 +141,6 @@ def _heading(console: Console, number: str, title: str) -> None:
 def progress_bar(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
     """A bar that is told (done, of) and leaves nothing behind."""
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, of: bar.update(task, completed=done, total=of)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +15,7 @@ from nanort.errors import (
     MissingInputError,
     UnknownInputError,
 )
-from nanort.values import Value
+from nanort.values import Value, contiguous, joined
 
 if TYPE_CHECKING:
     from nanort.graph import Graph
@@ -29,7 +29,8 @@ def bind(
 ) -> dict[int, torch.Tensor]:
     """``tensors`` by root index: all that the graph asks for, nothing else, of the right shape, dtype and device.
 
-    ``place`` is the torch device type that the values of the device must be on; those of the host are on "cpu".
+    Those that are not contiguous are copied; a state must be. ``place`` is the torch device type that the values of the
+    device must be on; those of the host are on "cpu".
 
     Raises:
         MissingInputError, UnknownInputError, InputShapeError, InputDtypeError, InputDeviceError
@@ -44,7 +45,7 @@ def bind(
         raise UnknownInputError(f"graph {graph.name!r} has no {what} {unknown}: it has {list(wanted)}")
     for name, root in wanted.items():
         _check(root, tensors[name], place)
-    return {root.index: tensors[name] for name, root in wanted.items()}
+    return {root.index: _laid_out(root, tensors[name]) for name, root in wanted.items()}
 
 
 def _check(root: Value, tensor: Any, place: str) -> None:
@@ -61,6 +62,13 @@ def _check(root: Value, tensor: Any, place: str) -> None:
         )
 
 
+def _laid_out(root: Value, tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor, row-major as views take values to be."""
+    if root.kind == "state" and not tensor.is_contiguous():
+        raise InputShapeError(f"state {root!r} must be contiguous, since operators change it in place: pass a copy")
+    return tensor.contiguous()
+
+
 def materialise(value: Value, env: Mapping[int, torch.Tensor]) -> torch.Tensor:
     """The tensor of ``value``, from the tensors of the roots."""
     if value.parent is not None:
@@ -69,31 +77,61 @@ def materialise(value: Value, env: Mapping[int, torch.Tensor]) -> torch.Tensor:
             return whole.view(value.how[1])
         _, dim, start, stop = value.how
         return whole.narrow(dim, start, stop - start)
-    if value.kind == "join":
+    if value.kind == "join" and value.index not in env:
         return torch.cat([materialise(part, env) for part in value.parts])
     if value.kind == "empty":
         return torch.empty(value.shape, dtype=value.dtype)
     return env[value.index]
 
 
-def run_in_order(
-    nodes: Sequence[Node], outputs: Mapping[str, Value], env: dict[int, torch.Tensor], threads: int
-) -> dict[str, torch.Tensor]:
+class Memory:
+    """The tensors of a graph that runs in order, laid out as a program lays them out: joined values in one buffer.
+
+    Results are then the same bits: in the last ones they depend on how arguments are aligned.
+    """
+
+    def __init__(self, graph: Graph, bound: Mapping[int, torch.Tensor]) -> None:
+        self.env = dict(bound)
+        self.roots = graph.roots
+        self.joins = joined(graph.roots)
+        self.homes = {index: join for join, inside in self.joins.items() for index in inside}
+
+    def args(self, node: Node) -> list[Any]:
+        """The arguments of a node."""
+        return [materialise(argument, self.env) if isinstance(argument, Value) else argument for argument in node.args]
+
+    def store(self, node: Node, result: Any) -> None:
+        """Keeps what the reference of ``node`` returned."""
+        results = result if isinstance(result, tuple) else (result,)
+        for value, tensor in zip(node.outputs, results, strict=False):
+            if (join := self.homes.get(value.index)) is None:
+                self.env[value.index] = tensor.contiguous()
+                continue
+            if join not in self.env:
+                self._allocate(join, tensor.device)
+            self.env[value.index].copy_(tensor)
+
+    def _allocate(self, join: int, device: torch.device) -> None:
+        whole = torch.empty(self.roots[join].shape, dtype=self.roots[join].dtype, device=device)
+        for index, offset in self.joins[join].items():
+            shape = self.roots[index].shape
+            self.env[index] = whole.as_strided(shape, contiguous(shape), offset)
+
+
+def run_in_order(graph: Graph, bound: Mapping[int, torch.Tensor], threads: int) -> dict[str, torch.Tensor]:
     """The outputs by running every reference in order on ``threads`` threads."""
-    before = torch.get_num_threads()
+    memory, before = Memory(graph, bound), torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
-        for node in nodes:
-            args = [materialise(argument, env) if isinstance(argument, Value) else argument for argument in node.args]
+        for node in graph.nodes:
+            args = memory.args(node)
             try:
                 result = node.op.reference(*args, **node.static)
             except Exception as error:  # whatever user code raises: chained, with the node's name and line
                 raise ExecutionError(
                     f"node {node.name} ({node.where}) failed: {error}", node=node.name, where=node.where
                 ) from error
-            results = result if isinstance(result, tuple) else (result,)
-            # Row-major, as views take values to be.
-            env.update((value.index, tensor.contiguous()) for value, tensor in zip(node.outputs, results, strict=False))
-        return {name: materialise(value, env) for name, value in outputs.items()}
+            memory.store(node, result)
+        return {name: materialise(value, memory.env) for name, value in graph.outputs.items()}
     finally:
         torch.set_num_threads(before)

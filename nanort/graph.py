@@ -315,7 +315,7 @@ class Graph:
             MissingInputError, UnknownInputError, InputShapeError, InputDtypeError, InputDeviceError
         """
         self.seal()
-        return run_in_order(self.nodes, self.outputs, bind(self, tensors), threads)
+        return run_in_order(self, bind(self, tensors), threads)
 
     # Identity.
 

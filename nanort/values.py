@@ -192,3 +192,20 @@ def contiguous(shape: Sequence[int]) -> tuple[int, ...]:
         strides.append(step)
         step *= size
     return tuple(reversed(strides))
+
+
+def joined(roots: Sequence[Value]) -> dict[int, dict[int, int]]:
+    """By outermost join: the roots that lie in its memory, itself among them, and the first element of each."""
+    lies: dict[int, dict[int, int]] = {}
+    home: dict[int, int] = {}
+    joins = [root for root in roots if root.kind == "join"]
+    for join in sorted(joins, key=lambda join: -len(join.parts)):  # an outer join before those nested in it
+        if (first := join.parts[0].index) in home:
+            inside = lies[home[first]]
+            inside[join.index] = inside[first]
+            continue
+        inside, offset = lies.setdefault(join.index, {join.index: 0}), 0
+        for part in join.parts:
+            home[part.index], inside[part.index] = join.index, offset
+            offset += math.prod(part.shape)
+    return lies

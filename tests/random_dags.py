@@ -7,13 +7,19 @@ a value that is read too early shows for good.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import pairwise
+from typing import Any
 
 import torch
 
 import nanort as nr
 from nanort import graphs, partition
 from nanort.partition import Stream
+from nanort.programs.program import Launch
 from nanort.scheduling.schedule import Assignment, Outlook, Schedule
 from nanort.scheduling.waits import waits
 
@@ -125,6 +131,37 @@ def ragged(seed: int) -> tuple[nr.Graph, dict[str, torch.Tensor]]:
     return graph, tensors | {name: torch.tensor(rows, dtype=torch.int64) for name, rows in given.items()}
 
 
+# Floating point, where the bits of a result depend on how it was computed.
+
+MIX = (
+    ("tanh", "rows", torch.tanh),
+    ("softmax", "rows", lambda x: x.softmax(-1)),
+    ("norm", "rows", lambda x: torch.nn.functional.layer_norm(x, x.shape[1:])),
+    ("scan", "whole", lambda x: (x - x.mean(0)).cumsum(0) + (x.T @ x).sum() / x.numel()),
+)
+
+
+def floats(seed: int) -> tuple[nr.Graph, dict[str, torch.Tensor]]:
+    """Matrix products of odd sizes, norms and sums; and tensors for them. Equal to eager only for the same cut."""
+    rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+    rows, widths = rng.randint(2, 40), [rng.choice((1, 3, 7, 13, 33, 65, 129)) for _ in range(6)]
+    graph = nr.Graph(f"floats-{seed}", layout=nr.Layout(prefill=rows))
+    x = graph.input("x", (rows, widths[0]), torch.float32, batch=0)
+    tensors = {"x": torch.randn(rows, widths[0], generator=generator)}
+    for layer, (k, n) in enumerate(pairwise(widths)):
+        weight = graph.constant(f"w{layer}", (k, n), torch.float32)
+        tensors[f"w{layer}"] = torch.randn(k, n, generator=generator) / k**0.5
+        y = graph.call(torch.matmul, x, weight, demand=WORK, axes="rows")
+        name, axes, function = rng.choice(MIX)
+        y = graph.call(function, y, demand=WORK, axes=axes, name=f"{name}{layer}")
+        x = graph.call(torch.add, y, x[:, :1], demand=WORK, axes="rows") if axes == "rows" else y
+    graph.output(y=x)
+    return graph, tensors
+
+
+Family = Callable[[int], tuple[nr.Graph, dict[str, torch.Tensor]]]
+FAMILIES: tuple[Family, ...] = (synthetic, ragged, floats)
+
 # Cuts and placements.
 
 
@@ -151,6 +188,12 @@ def packed(graph: nr.Graph, tensors: dict[str, torch.Tensor]) -> dict[str, torch
     if "last" in tensors:
         ordered["last"] = graph.layout.unpack(torch.arange(graph.layout.rows))[tensors["last"]]
     return ordered
+
+
+def unpacked(graph: nr.Graph, name: str, output: torch.Tensor) -> torch.Tensor:
+    """An output of a cut graph with its rows in canonical order, if it has those of the step."""
+    assert graph.layout is not None
+    return graph.layout.unpack(output) if len(output) == graph.layout.rows and name != "last" else output
 
 
 def streams(device: nr.Device, rng: random.Random) -> tuple[Stream, ...]:
@@ -215,3 +258,43 @@ def _order(graph: nr.Graph, rng: random.Random) -> list[int]:
             if not left[successor]:
                 ready.append(successor)
     return order
+
+
+# Runs.
+
+
+def by_kind(graph: nr.Graph, tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], ...]:
+    """The inputs, constants and states among ``tensors``."""
+    kinds = ("input", "constant", "state")
+    return tuple({root.name: tensors[root.name] for root in graph.roots if root.kind == kind} for kind in kinds)
+
+
+def slowed(program: nr.Program, rng: random.Random) -> nr.Program:
+    """The program with a sleep of up to a millisecond before every other operator."""
+
+    def late(seconds: float, reference: Callable[..., Any], *args: Any, **static: Any) -> Any:
+        time.sleep(seconds)
+        return reference(*args, **static)
+
+    def slow(step: Launch) -> Launch:
+        reference = partial(late, 1e-3 * rng.random(), step.op.reference)
+        return replace(step, op=replace(step.op, reference=reference)) if rng.random() < 0.5 else step
+
+    return replace(program, instructions=tuple(slow(i) if isinstance(i, Launch) else i for i in program.instructions))
+
+
+def compare_with_eager(schedule: Schedule, tensors: dict[str, torch.Tensor], rng: random.Random, runs: int = 2) -> None:
+    """Runs a slowed schedule several times, states going on from run to run, and asserts eager's bits."""
+    reference, given = ({name: t.clone() for name, t in tensors.items()} for _ in range(2))
+    inputs, constants, states = by_kind(schedule.graph, given)
+    found, expected = [], []
+    with nr.Executor(slowed(nr.lower(schedule), rng), constants=constants, states=states, backend="cpu") as run:
+        for _ in range(runs):
+            expected.append(schedule.graph.eager(**reference))
+            found.append(run(**inputs))
+    for outputs, answers in zip(found, expected, strict=True):
+        assert outputs.keys() == answers.keys()
+        for name, answer in answers.items():
+            assert torch.equal(outputs[name], answer), f"{schedule.source.name}: output {name}"
+    for name, tensor in given.items():
+        assert torch.equal(tensor, reference[name]), f"{schedule.source.name}: {name} after {runs} runs"

@@ -7,10 +7,9 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -23,8 +22,6 @@ import random_dags
 from nanort import partition
 from nanort.errors import ExecutionError
 from nanort.partition import Stream
-from nanort.programs.lower import lower
-from nanort.programs.program import Launch, Program
 from nanort.runtime import cpu
 from nanort.runtime.executor import Executor
 from nanort.timeline.events import Timeline
@@ -33,10 +30,6 @@ from random_dags import WORK
 H200 = nr.device("h200")
 STREAMS = partition.streams(partition.split(H200, [8, 8, 8, 8]))
 double = nr.op(demand=WORK, name="double", axes="rows")(lambda x: 2 * x)
-
-
-def kinds(graph: nr.Graph, tensors: Mapping[str, torch.Tensor], kind: str) -> dict[str, torch.Tensor]:
-    return {root.name: tensors[root.name] for root in graph.roots if root.kind == kind}
 
 
 def executor(
@@ -73,44 +66,15 @@ def _switching() -> Iterator[None]:
 # Outputs.
 
 
-def slowed(program: Program, rng: random.Random) -> Program:
-    """The program with sleeps of up to a millisecond before its operators."""
-
-    def late(reference: Callable[..., Any], seconds: float, *args: Any, **static: Any) -> Any:
-        time.sleep(seconds)
-        return reference(*args, **static)
-
-    def slow(step: Launch) -> Launch:
-        if rng.random() < 0.5:
-            return step
-        return replace(step, op=replace(step.op, reference=partial(late, step.op.reference, 1e-3 * rng.random())))
-
-    return replace(program, instructions=tuple(slow(i) if isinstance(i, Launch) else i for i in program.instructions))
-
-
 @pytest.mark.usefixtures("_switching")
-@pytest.mark.parametrize("make", [random_dags.ragged, random_dags.synthetic])
-@pytest.mark.parametrize("seed", range(30))
-def test_random_placement_is_bit_for_bit_eager(
-    make: Callable[[int], tuple[nr.Graph, dict[str, torch.Tensor]]], seed: int
-) -> None:
-    """Twice in a row, states going on from run to run."""
+@pytest.mark.parametrize("make", random_dags.FAMILIES)
+@pytest.mark.parametrize("seed", range(20))
+def test_random_placement_is_bit_for_bit_eager(make: random_dags.Family, seed: int) -> None:
     rng = random.Random(seed)
     graph, tensors = make(seed)
-    cut = random_dags.cut(graph, rng)
-    schedule = random_dags.placed(cut, rng)
+    schedule = random_dags.placed(random_dags.cut(graph, rng), rng)
     schedule.check()
-    reference, given = random_dags.packed(cut, tensors), random_dags.packed(cut, tensors)
-    constants, states, inputs = (kinds(cut, given, kind) for kind in ("constant", "state", "input"))
-    found, expected = [], []
-    with Executor(slowed(lower(schedule), rng), constants=constants, states=states, backend="cpu") as run:
-        for _ in range(2):
-            expected.append(cut.eager(**reference))
-            found.append(run(**inputs))
-    for outputs, answers in zip(found, expected, strict=True):
-        assert outputs.keys() == answers.keys()
-        assert all(torch.equal(outputs[name], answers[name]) for name in answers)
-    assert all(torch.equal(given[name], reference[name]) for name in states)
+    random_dags.compare_with_eager(schedule, random_dags.packed(schedule.graph, tensors), rng)
 
 
 def test_layouts_of_results_and_inputs_do_not_matter() -> None:
@@ -121,7 +85,7 @@ def test_layouts_of_results_and_inputs_do_not_matter() -> None:
     b = graph.call(torch.add, a[1:3, ::1], a.reshape(6, 4)[:2, :].reshape(2, 4)[:, :1], demand=WORK)
     c = graph.call(lambda x: (x.t(), x[:, 1]), b, demand=WORK)
     joined = graph.join(c[0], graph.call(lambda x: torch.zeros(5, 2).t().new_ones(2, 6).t(), x, demand=WORK)[:, :2])
-    graph.output(b=b, joined=joined, column=c[1], part=joined[3:8], flat=a.reshape(24), x=x[2:, 1:])
+    graph.output(b=b, joined=joined, column=c[1], part=joined[3:8], flat=a.reshape(24), x=x[2:, 1:], row=x.reshape(24))
     big = torch.randn(20, 9)
     with executor(graph, [0, 1, 0, 1, *[0] * (len(graph.nodes) - 4)]) as run:
         for given in (big[3:9, 2:6], big[:4, :6].t(), big.flatten()[7:31].view(6, 4)):
@@ -308,7 +272,7 @@ def test_a_group_of_cores_runs_on_as_many_threads() -> None:
 def test_timeline_says_what_ran_where_and_when() -> None:
     graph, tensors = random_dags.ragged(3)
     schedule = random_dags.placed(graph, random.Random(1))
-    constants, states, inputs = (kinds(graph, tensors, kind) for kind in ("constant", "state", "input"))
+    inputs, constants, states = random_dags.by_kind(graph, tensors)
     with Executor(schedule, constants=constants, states=states) as run:
         assert np.isnan(run.timeline.start).all()
         run(**inputs)

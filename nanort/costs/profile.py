@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import astuple, dataclass, fields
 
 from nanort.costs import files
@@ -62,7 +62,7 @@ class Profile:
     """What was measured on one device.
 
     Between two measured SM counts, seconds follow t(n) = a + b / n through both: a part that SMs do not help, and one
-    that they share. Outside the measured counts the cost model holds.
+    that they share. Outside of them they follow the cost model, scaled to meet the nearest one.
 
     Args:
         device, sms: name and SMs of the device.
@@ -100,11 +100,13 @@ class Profile:
             f"Profile({self.device}, {self.machine!r}: {len(self.measurements)} measurements, {len(self.pairs)} pairs)"
         )
 
-    def fastest(self, node: Node, sms: int) -> tuple[float, str] | None:
-        """Seconds and kernel of the fastest measured way to run ``node`` on ``sms`` SMs; None where nothing tells."""
+    def fastest(self, node: Node, sms: int, model: Callable[[int], float]) -> tuple[float, str] | None:
+        """Seconds and kernel of the fastest way to run ``node`` on ``sms`` SMs; None if it was never measured.
+
+        ``model`` tells the seconds on so many SMs that the cost model has for it.
+        """
         kernels = self._points.get(_call(node), {})
-        found = ((_interpolated(points, sms), kernel) for kernel, points in kernels.items())
-        return min(((seconds, kernel) for seconds, kernel in found if seconds is not None), default=None)
+        return min(((_seconds(points, sms, model), kernel) for kernel, points in kernels.items()), default=None)
 
     def measured_sms(self, node: Node) -> set[int]:
         """The SM counts on which ``node`` was measured."""
@@ -173,12 +175,13 @@ def _call(node: Node) -> _Call:
     return node.op.name, shapes, str(node.dtype).removeprefix("torch."), node.demand.flops, node.demand.hbm_bytes
 
 
-def _interpolated(points: dict[int, float], sms: int) -> float | None:
-    """Seconds on ``sms`` SMs by a + b / n through the measured neighbours, or None outside of them."""
-    if sms in points:
-        return points[sms]
-    below, above = max((n for n in points if n < sms), default=0), min((n for n in points if n > sms), default=0)
+def _seconds(points: dict[int, float], sms: int, model: Callable[[int], float]) -> float:
+    """Seconds on ``sms`` SMs by the measured ones."""
+    below, above = max((n for n in points if n <= sms), default=0), min((n for n in points if n >= sms), default=0)
     if not below or not above:
-        return None
+        near = below or above
+        return points[near] * model(sms) / model(near) if sms != near else points[near]
+    if below == above:
+        return points[sms]
     weight = (1 / sms - 1 / above) / (1 / below - 1 / above)
     return points[below] * weight + points[above] * (1 - weight)

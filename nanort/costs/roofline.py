@@ -76,25 +76,27 @@ class Costs:
         kernel = next(iter(node.op.kernels), REFERENCE) if device.kind == "cuda" else REFERENCE
         if demand.seconds is not None:
             return Cost(demand.seconds, demand.hbm, demand.h2d, demand.d2h, 0.0, kernel)
-        links = _link_seconds(demand, device)
-        if max(links) == math.inf:
-            raise CapacityError(f"{node.where}: {node.name} sends over a network, and {device.name} has none")
-        seconds = device.launch_seconds + max(*links, self._kernel_seconds(node, sms))
-        if self.profile is not None and (measured := self.profile.fastest(node, sms)) is not None:
-            seconds, kernel = measured
-        hbm, h2d, d2h, net = (min(need / seconds, 1.0) for need in (demand.hbm_bytes / device.hbm_bandwidth, *links))
+        seconds = self._modelled(node, sms)
+        if self.profile is not None:
+            measured = self.profile.fastest(node, sms, lambda other: self._modelled(node, other))
+            seconds, kernel = measured or (seconds, kernel)
+        needs = (demand.hbm_bytes / device.hbm_bandwidth, *_link_seconds(demand, device))
+        hbm, h2d, d2h, net = (min(need / seconds, 1.0) for need in needs)
         return Cost(seconds, hbm, h2d, d2h, net, kernel)
 
-    def _kernel_seconds(self, node: Node, sms: int) -> float:
+    def _modelled(self, node: Node, sms: int) -> float:
         """Compute on n of N SMs at n/N of the rate, memory at its full bandwidth from the saturation point on."""
         demand, device = node.demand, self.device
+        links = max(_link_seconds(demand, device))
+        if links == math.inf:
+            raise CapacityError(f"{node.where}: {node.name} sends over a network, and {device.name} has none")
         memory = demand.hbm_bytes / device.hbm_bandwidth
         if demand.engine:
-            return memory
+            return device.launch_seconds + max(memory, links)
         if sms < 1:
             raise CostError(f"{node.where}: {node.name} needs SMs, and it was given {sms}")
-        compute = demand.flops / device.rate(node.dtype)
-        return smooth_max(compute * device.sms / sms, memory / min(1.0, sms / self.saturation))
+        compute = demand.flops / device.rate(node.dtype) * device.sms / sms
+        return device.launch_seconds + max(links, smooth_max(compute, memory / min(1.0, sms / self.saturation)))
 
     def bound_by(self, node: Node) -> str:
         """What limits ``node`` alone on the whole device: "compute", "memory", "pcie", "network" or "launch"."""

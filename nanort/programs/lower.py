@@ -7,7 +7,10 @@ from nanort.graph import Graph
 from nanort.nodes import Node
 from nanort.programs.program import Buffer, Copy, Instruction, Launch, Program, Record, View, Wait
 from nanort.scheduling.schedule import Assignment, Schedule
-from nanort.values import Value
+from nanort.values import Value, contiguous, joined
+
+KINDS = {"node": "result"}
+"""What a buffer is called where it is not called as its root is."""
 
 
 def lower(schedule: Schedule) -> Program:
@@ -65,31 +68,21 @@ class _Placement:
     """Which buffer, at which offset, holds every root of a graph."""
 
     def __init__(self, graph: Graph) -> None:
-        self.buffers: list[Buffer] = []
-        self.at: dict[int, tuple[int, int]] = {}  # by root: buffer, offset in elements
-        joins = [root for root in graph.roots if root.kind == "join"]
-        for join in sorted(joins, key=lambda join: -len(join.parts)):  # an outer join before those nested in it
-            self._join(join)
-        for root in graph.roots:
-            if root.index not in self.at:
-                self.at[root.index] = (self._buffer(root, "result" if root.kind == "node" else root.kind), 0)
+        lies = {root.index: (root.index, 0) for root in graph.roots}  # by root: the one whose buffer it is in, offset
+        for join, inside in joined(graph.roots).items():
+            lies |= {index: (join, offset) for index, offset in inside.items()}
+        owners = [root for root in graph.roots if lies[root.index][0] == root.index]
+        self.buffers = [
+            Buffer(number, root.index, root.name, KINDS.get(root.kind, root.kind), root.shape, root.dtype, root.device)
+            for number, root in enumerate(owners)
+        ]
+        numbers = {buffer.root: buffer.index for buffer in self.buffers}
+        self.wholes = [
+            View(numbers[owner], offset, root.shape, contiguous(root.shape))
+            for root, (owner, offset) in zip(graph.roots, lies.values(), strict=True)
+        ]
 
     def view(self, value: Value) -> View:
         """Where a value of the graph lies."""
-        place = value.placement
-        buffer, offset = self.at[value.index]
-        return View(buffer, offset + place.offset, value.shape, place.strides)
-
-    def _join(self, join: Value) -> None:
-        if (first := join.parts[0].index) in self.at:
-            self.at[join.index] = self.at[first]
-            return
-        buffer, offset = self._buffer(join, "join"), 0
-        self.at[join.index] = (buffer, 0)
-        for part in join.parts:
-            self.at[part.index] = (buffer, offset)
-            offset += part.nbytes // part.dtype.itemsize
-
-    def _buffer(self, root: Value, kind: str) -> int:
-        self.buffers.append(Buffer(len(self.buffers), root.index, root.name, kind, root.shape, root.dtype, root.device))
-        return len(self.buffers) - 1
+        whole, part = self.wholes[value.index], value.view
+        return whole if part is None else View(whole.buffer, whole.offset + part.offset, value.shape, part.strides)

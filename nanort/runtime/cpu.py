@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from nanort.eager import bind
-from nanort.errors import ExecutionError, InputShapeError
+from nanort.errors import ExecutionError
 from nanort.partition import Stream
 from nanort.programs.program import Program, Record, Wait
 from nanort.runtime.steps import Compiler, Step
@@ -49,7 +49,7 @@ class CpuBackend:
     def __init__(self, program: Program, bound: dict[int, torch.Tensor], *, trace: bool) -> None:
         self.program = program
         self.trace = trace
-        self.bound = {index: self._laid_out(index, tensor) for index, tensor in bound.items()}
+        self.bound = bound
         self.compiler = Compiler(program)
         self.queues = _queues(program, self.compiler)
         self.last: _Run | None = None
@@ -66,8 +66,7 @@ class CpuBackend:
 
     def run(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The outputs of one run."""
-        given = bind(self.program.graph, inputs, ("input",), "cpu")
-        bound = self.bound | {index: tensor.contiguous() for index, tensor in given.items()}
+        bound = self.bound | bind(self.program.graph, inputs, ("input",), "cpu")
         steps, workers = len(self.program.activities), len(self.workers)
         run = self.last = _Run(self.compiler, bound, self.program.events, steps, workers)
         if self.workers:
@@ -112,12 +111,6 @@ class CpuBackend:
         for worker in self.workers:
             worker.join()
         self.go, self.workers = {}, []
-
-    def _laid_out(self, index: int, tensor: torch.Tensor) -> torch.Tensor:
-        root = self.program.graph.roots[index]
-        if root.kind == "state" and not tensor.is_contiguous():
-            raise InputShapeError(f"state {root!r} must be contiguous, since operators change it in place: pass a copy")
-        return tensor.contiguous()
 
     def _alone(self, run: _Run) -> None:
         """Runs the one stream in this thread."""

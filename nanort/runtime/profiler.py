@@ -13,11 +13,14 @@ import torch
 from nanort.costs.profile import Measurement, Profile
 from nanort.costs.roofline import REFERENCE
 from nanort.devices import Device, device
-from nanort.eager import KINDS, bind, materialise
+from nanort.eager import KINDS, Memory, bind
 from nanort.errors import CostError
 from nanort.graph import Graph
 from nanort.nodes import Node
-from nanort.values import Value
+
+
+BUDGET = 0.1
+"""Seconds after which a call is not repeated any more; a first call that takes them all counts."""
 
 
 def profile(
@@ -50,13 +53,13 @@ def profile(
 
 
 def _measured(
-    graph: Graph, env: dict[int, torch.Tensor], cpu: Device, repeats: int, known: Iterable[Measurement]
+    graph: Graph, bound: dict[int, torch.Tensor], cpu: Device, repeats: int, known: Iterable[Measurement]
 ) -> list[Measurement]:
     """The measurements of one graph that are not known yet; it is run in order, so that every call sees real values."""
-    found: list[Measurement] = []
+    memory, found = Memory(graph, bound), list[Measurement]()
     seen = {_key(measurement) for measurement in known}
     for node in graph.nodes:
-        args = [materialise(argument, env) if isinstance(argument, Value) else argument for argument in node.args]
+        args = memory.args(node)
         least, most = node.span
         if node.demand.is_rigid or (key := _key(Measurement.of(node, REFERENCE, 1, 1.0))) in seen:
             counts = range(0)
@@ -67,9 +70,7 @@ def _measured(
             seconds = _seconds(node, args, max(1, cores), repeats)
             found.append(Measurement.of(node, REFERENCE, cores, seconds))
         torch.set_num_threads(1)  # threads that others keep busy make small calls a hundred times slower
-        result = node.op.reference(*args, **node.static)
-        results = result if isinstance(result, tuple) else (result,)
-        env.update((value.index, tensor) for value, tensor in zip(node.outputs, results, strict=False))
+        memory.store(node, node.op.reference(*args, **node.static))
     return found
 
 
@@ -77,12 +78,12 @@ def _seconds(node: Node, args: list[Any], threads: int, repeats: int) -> float:
     """The median time of a call; what it changes in place is copied first."""
     torch.set_num_threads(threads)
     own = [argument.clone() if k in node.op.writes else argument for k, argument in enumerate(args)]
-    times = []
-    for _ in range(repeats + 1):
+    times: list[float] = []
+    while len(times) <= repeats and sum(times) < BUDGET:
         began = perf_counter()
         node.op.reference(*own, **node.static)
         times.append(perf_counter() - began)
-    return median(times[1:])
+    return median(times[1:] or times)
 
 
 def _key(measurement: Measurement) -> tuple[object, ...]:

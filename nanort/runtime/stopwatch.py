@@ -18,6 +18,7 @@ class Stopwatch:
         inputs, constants, states: by name; states are changed as a run would, so give a copy.
         backend: of the Executor.
         repeats: runs that are timed, after one that is not.
+        budget: seconds after which no further run is begun; a first run that takes them all counts.
     """
 
     def __init__(
@@ -28,18 +29,20 @@ class Stopwatch:
         states: Mapping[str, torch.Tensor] | None = None,
         backend: str = "auto",
         repeats: int = 5,
+        budget: float = 1.0,
     ) -> None:
         self.inputs = dict(inputs)
         self.constants = dict(constants or {})
         self.states = dict(states or {})
         self.backend = backend
         self.repeats = repeats
+        self.budget = budget
 
     def __call__(self, schedule: Schedule) -> float:
         """Median seconds of a run, by its timeline."""
         with Executor(schedule, constants=self.constants, states=self.states, backend=self.backend) as run:
-            times = []
-            for _ in range(self.repeats + 1):
+            times: list[float] = []
+            while len(times) <= self.repeats and sum(times) < self.budget:
                 run(**self.inputs)
                 times.append(run.timeline.makespan)
-        return median(times[1:])
+        return median(times[1:] or times)

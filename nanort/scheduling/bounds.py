@@ -101,10 +101,9 @@ def _work(node: Node, costs: Costs) -> tuple[float, dict[str, float]]:
 def _telling_sms(node: Node, costs: Costs) -> set[int]:
     """SM counts among which the least seconds and the least SM-seconds are.
 
-    Seconds fall and SM-seconds rise with the SMs in the cost model and between measured counts; so the extremes lie at
-    the ends of the node's range, at measured counts, and where the model takes over from them.
+    Seconds fall and SM-seconds rise with the SMs in the cost model, and change one way between measured counts; so the
+    extremes lie at the ends of the node's range and at measured counts.
     """
     least, most = node.span[0], costs.device.sms if node.span[1] is None else min(node.span[1], costs.device.sms)
     measured = costs.profile.measured_sms(node) if costs.profile else set()
-    near = {sms + step for sms in measured for step in (-1, 0, 1)}
-    return {least, most} | {sms for sms in near if least <= sms <= most}
+    return {least, most} | {sms for sms in measured if least <= sms <= most}

@@ -40,6 +40,7 @@ def co_schedule(
     seconds: float | None = None,
     seed: int = 0,
     profile: Profile | None = None,
+    guard: bool = True,
     measure: Measure | None = None,
     progress: Progress | None = None,
 ) -> Schedule:
@@ -49,12 +50,13 @@ def co_schedule(
         graph: is sealed.
         device: what it runs on.
         policy: one of ``POLICIES``.
-        nano_batches: the splits to try: counts of pieces, or their sizes.
+        nano_batches: the splits to try: counts of pieces, or their sizes. The serial policy takes the first.
         per_op: other counts for some operators, in every split (see nano_batch).
         effort: schedules to judge, by default what takes a second or two; equal efforts and seeds give equal bytes.
         seconds: when to stop whatever the effort; a schedule that was stopped says so.
         seed: of the refinement.
         profile: measured costs.
+        guard: whether the serial schedule is used where no other is predicted to beat it; else the best other is.
         measure: what tells the seconds of a schedule by running it; the faster of plan and serial schedule is kept.
         progress: called with schedules judged, effort, and the best seconds so far.
 
@@ -67,27 +69,31 @@ def co_schedule(
     _refuse_budgets(policy, nano_batches, effort, seconds)
     _refuse_excess(graph.seal(), device)
     deadline = math.inf if seconds is None else time.monotonic() + seconds
-    source, why = Flat(graph, device, profile), list[str]()
-    cuts = {} if policy == "serial" else _cuts(source, nano_batches, per_op, why)
+    source, is_serial = Flat(graph, device, profile), policy == "serial"
+    cuts, uncut = _cuts(source, nano_batches[:1] if is_serial else nano_batches, per_op)
     budget = effort or max(32, min(512, 400_000 // max(map(len, cuts.values()), default=1)))
-    search = Search(source, list(cuts.values()), budget, deadline, seed, progress)
+    search = Search(source, [] if is_serial else list(cuts.values()), budget, deadline, seed, progress)
     found = search.run(exhaustive=policy == "auto")
-    pinned = next((node for node in graph.nodes if node.stream not in (None, WHOLE)), None)
-    if found is not None and (found.worst.gain > 1.0 or pinned is not None):
+    pinned, said = next((node for node in graph.nodes if node.stream not in (None, WHOLE)), None), list[str]()
+    if found is not None and (found.worst.gain > 1.0 or pinned is not None or not guard):
         schedule = _planned(found, cuts, source)
         if measure is not None and pinned is None:
-            schedule = _faster(schedule, _serial(search), measure, why)
+            schedule, line = _faster(schedule, _serial(search, None, source), measure)
+            said.append(line)
     elif pinned is None:
-        schedule = _serial(search)
+        schedule = _serial(search, *(next(iter(cuts.items())) if is_serial else (None, source)))
     else:
-        refused = PolicyError(
-            f"{pinned.where}: {pinned.name} is pinned to {pinned.stream!r}, serial plans lack that stream"
-        )
-        raise next(iter(search.refused), refused)
-    why += _given_up(search, cuts, schedule)
-    versions = tuple((package, metadata.version(package)) for package in ("nanort", "torch"))
+        lacking = f"{pinned.where}: {pinned.name} is pinned to {pinned.stream!r}, serial plans lack that stream"
+        raise min(
+            reversed(search.refused), key=lambda e: isinstance(e, PolicyError), default=PolicyError(lacking)
+        )  # too few SMs on the right stream tell more than a structure that lacks it
     return replace(
-        schedule, seed=seed, effort=search.judged, truncated=search.truncated, why=tuple(why), versions=versions
+        schedule,
+        seed=seed,
+        effort=search.judged,
+        truncated=search.truncated,
+        why=(*said, *_given_up(search, cuts, schedule), *uncut),
+        versions=tuple((package, metadata.version(package)) for package in ("nanort", "torch")),
     )
 
 
@@ -119,32 +125,34 @@ def _refuse_excess(graph: Graph, device: Device) -> None:
 
 
 def _cuts(
-    source: Flat, nano_batches: Sequence[int | Sequence[int]], per_op: Mapping[str, int] | None, why: list[str]
-) -> dict[Split | None, Flat]:
-    """The graph cut in every way that was asked for and is possible.
+    source: Flat, nano_batches: Sequence[int | Sequence[int]], per_op: Mapping[str, int] | None
+) -> tuple[dict[Split | None, Flat], list[str]]:
+    """The graph cut in every way that was asked for and is possible, and a line for each that is not.
 
     Raises:
         SplitError: none of them is.
     """
     cuts: dict[Split | None, Flat] = {}
-    refused: list[SplitError] = []
+    refused: dict[str, SplitError] = {}
     for sizes in nano_batches:
         split = Split.of(sizes, per_op)
         try:
             cuts[split] = source if split is None else Flat(split.cut(source.graph), source.device, source.profile)
         except SplitError as error:
-            refused.append(error)
-            why.append(f"not cut into {sizes}: {error}")
+            refused[f"not cut into {sizes}: {error}"] = error
     if not cuts:
-        raise refused[0]
-    return cuts
+        raise next(iter(refused.values()))
+    return cuts, list(refused)
 
 
-def _serial(search: Search) -> Schedule:
-    """The baseline: every node of the uncut graph after the one before it."""
-    outlooks = tuple(Outlook(point, seconds, seconds) for point, seconds in search.serial_seconds.items())
-    trace = serial(search.source, outlooks[0].saturation)
-    return _schedule(search.source, None, search.source, structures.serial(search.source.device), trace, outlooks)
+def _serial(search: Search, split: Split | None, flat: Flat) -> Schedule:
+    """Every node of a cut after the one before it; of the uncut graph, the baseline."""
+    traces = {point: serial(flat, point) for point in search.serial_seconds}
+    outlooks = tuple(Outlook(point, traces[point].makespan, base) for point, base in search.serial_seconds.items())
+    worst = min(outlooks, key=lambda outlook: outlook.gain)
+    outlooks = (worst, *(outlook for outlook in outlooks if outlook is not worst))
+    trace = traces[worst.saturation]
+    return _schedule(search.source, split, flat, structures.serial(flat.device), trace, outlooks)
 
 
 def _planned(found: Found, cuts: Mapping[Split | None, Flat], source: Flat) -> Schedule:
@@ -162,7 +170,7 @@ def _schedule(
     saturation, nodes = outlooks[0].saturation, flat.graph.nodes
     costs = [flat.kind_costs(saturation, stream.sms) for stream in structure.streams]
     modes = [flat.modes(saturation, stream.sms) for stream in structure.streams]
-    assignments = []
+    assignments, used = [], set(trace.lane)
     for node in trace.order:
         lane = trace.lane[node]
         assignments.append(
@@ -182,7 +190,7 @@ def _schedule(
         graph=flat.graph,
         device=flat.device,
         mechanism=str(structure),
-        streams=tuple(stream for lane, stream in enumerate(structure.streams) if lane in set(trace.lane)),
+        streams=tuple(stream for lane, stream in enumerate(structure.streams) if lane in used),
         assignments=tuple(assignments),
         waits=waits(flat.graph, structure.streams, trace.order, trace.lane),
         outlooks=outlooks,
@@ -190,16 +198,14 @@ def _schedule(
     )
 
 
-def _faster(plan: Schedule, serial_plan: Schedule, measure: Measure, why: list[str]) -> Schedule:
-    """Whichever a run shows to be faster."""
+def _faster(plan: Schedule, serial_plan: Schedule, measure: Measure) -> tuple[Schedule, str]:
+    """Whichever a run shows to be faster, and a line that says so."""
     measured = [measure(plan), measure(serial_plan)]
     if not all(0 < seconds < math.inf for seconds in measured):
         raise ScheduleError(f"measure= said {measured} seconds for the plan and the serial schedule: it must time both")
     kept = plan if measured[0] < measured[1] else serial_plan
-    why.append(
-        f"measured: {plan.mechanism} {duration(measured[0])}, serial {duration(measured[1])}: {kept.mechanism} is used"
-    )
-    return kept
+    took, serial_took = map(duration, measured)
+    return kept, f"measured: {plan.mechanism} {took}, serial {serial_took}: {kept.mechanism} is used"
 
 
 def _given_up(search: Search, cuts: Mapping[Split | None, Flat], chosen: Schedule) -> list[str]:
@@ -209,7 +215,7 @@ def _given_up(search: Search, cuts: Mapping[Split | None, Flat], chosen: Schedul
     names = {id(flat): f"cut into {split.sizes}" if split else "uncut" for split, flat in cuts.items()}
     for (flat, mechanism), (seconds, structure) in sorted(search.tops.items(), key=lambda item: item[1][0]):
         if chosen.graph is not flat.graph or not chosen.mechanism.startswith(mechanism):
-            gain = search.serial_seconds[pessimist] / seconds
+            gain = Outlook(pessimist, seconds, search.serial_seconds[pessimist]).gain
             lines.append(
                 f"{structure}, {names[id(flat)]}: {gain:.2f}x serial where {pessimist} SMs saturate device memory"
             )

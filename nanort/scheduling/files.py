@@ -95,13 +95,16 @@ def load(path: str | os.PathLike[str], source: Graph, profile: Profile | None) -
     ]
     pairs = [files.row(row, f"{path}: wait {n}", (str, str, str)) for n, row in enumerate(data["waits"])]
     points = [files.row(row, f"{path}: outlook {n}", (int, float, float)) for n, row in enumerate(data["outlooks"])]
-    if not points:
-        raise FileError(f"{path}: outlooks are empty, a schedule has one or more")
+    device = _device(data["device"], f"{path}: device")
+    if not points or any(not 1 <= sms <= device.sms or min(seconds) < 0 for sms, *seconds in points):
+        raise FileError(
+            f"{path}: outlooks are {points}: give one or more, of 1 to {device.sms} SMs and seconds from 0 on"
+        )
     schedule = Schedule(
         source=source,
         split=split,
         graph=graph,
-        device=_device(data["device"], f"{path}: device"),
+        device=device,
         mechanism=data["mechanism"],
         streams=_streams(data, path),
         assignments=tuple(Assignment(node(row[0], "an assignment"), *row) for row in rows),

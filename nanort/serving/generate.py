@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from nanort.costs.profile import Profile
 from nanort.devices import Device
 from nanort.errors import CacheFullError, RequestError
 from nanort.graph import Graph
@@ -19,6 +18,7 @@ from nanort.graphs import CONFIGS, DecoderConfig, decoder, random_weights
 from nanort.layout import Layout
 from nanort.nanobatch import nano_batch
 from nanort.runtime.profiler import profile
+from nanort.runtime.stopwatch import Stopwatch
 from nanort.scheduling.coschedule import co_schedule
 from nanort.scheduling.schedule import Schedule
 from nanort.serving.batching import Batch, Request, next_batch, scratch_inputs
@@ -61,7 +61,8 @@ class LLM:
         cache_tokens: tokens that the KV cache holds.
         page_size: tokens a page.
         max_rows: rows of one step; longer prompts take several.
-        measured: whether plans rest on what each call takes on this machine, measured for every plan.
+        measured: whether every plan rests on measured calls, and is run beside the serial one to keep the faster.
+        guard: whether the serial schedule is used where no other is predicted to be faster.
 
     >>> from nanort.graphs import CONFIGS, random_weights
     >>> config = CONFIGS["tiny"]
@@ -83,6 +84,7 @@ class LLM:
         page_size: int = 16,
         max_rows: int = 1024,
         measured: bool = False,
+        guard: bool = True,
     ) -> None:
         self.config = config
         self.tokenizer = tokenizer
@@ -95,7 +97,8 @@ class LLM:
         states = {f"kv.{layer}": torch.zeros(shape, dtype=dtype) for layer in range(config.layers)}
 
         self._weights, self._states = weights, states
-        self._policy, self._nano_batches, self._measured = policy, nano_batches, measured
+        self._policy, self._nano_batches = policy, nano_batches
+        self._measured, self._guard = measured, guard
         self._banks = {
             sampling: PlanBank(partial(self._build, sampling), self._schedule, weights, states)
             for sampling in (False, True)
@@ -109,18 +112,23 @@ class LLM:
         )  # fmt: skip  # the sizes of the graph, in two lines
 
     def _schedule(self, graph: Graph) -> Schedule:
-        """Its schedule, by measured costs if they are wanted."""
-        costs = self._profile(graph) if self._measured else None
-        return co_schedule(graph, self.device, policy=self._policy, nano_batches=self._nano_batches, profile=costs)
-
-    def _profile(self, graph: Graph) -> Profile:
-        """What the calls of a step, whole and cut, take on this machine."""
-        assert graph.layout is not None
+        """Its schedule; with ``measured``, by measured costs, and the guard measures as well."""
+        plan = partial(co_schedule, graph, self.device, policy=self._policy, nano_batches=self._nano_batches)
+        if not self._measured:
+            return plan(guard=self._guard)
+        inputs = self._trial(graph)
         cuts = [graph, *(nano_batch(graph, count) for count in self._nano_batches if count > 1)]
-        requests = next(root.shape[0] for root in graph.roots if root.name == "last")
+        costs = profile(cuts, {**self._weights, **self._states, **inputs}, on=self.device, repeats=3)
+        stopwatch = Stopwatch(inputs=inputs, constants=self._weights, states=self._states, repeats=3)
+        return plan(profile=costs, guard=False, measure=stopwatch)
+
+    def _trial(self, graph: Graph) -> dict[str, torch.Tensor]:
+        """Inputs of a step that writes nothing but the scratch page."""
+        inputs = [root for root in graph.roots if root.kind == "input"]
+        requests = next(root.shape[0] for root in inputs if root.name == "last")
+        assert graph.layout is not None
         trial = scratch_inputs(graph.layout, requests, self.width, self.cache.page_size)
-        sampled = {root.name: torch.zeros(root.shape, dtype=root.dtype) for root in graph.roots if root.kind == "input"}
-        return profile(cuts, {**self._weights, **self._states, **sampled, **trial}, on=self.device, repeats=3)
+        return {root.name: torch.zeros(root.shape, dtype=root.dtype) for root in inputs} | trial
 
     @classmethod
     def from_pretrained(

@@ -78,7 +78,7 @@ def test_one_batch(
     pieces: int,
     policy: str,
 ) -> None:
-    agree(smollm2, expected, [prompts], nano_batches=(pieces,), policy=policy, max_rows=2048)
+    agree(smollm2, expected, [prompts], nano_batches=(pieces,), policy=policy, guard=False, max_rows=2048)
 
 
 def test_one_by_one(
