@@ -18,7 +18,7 @@ SHAPE = (8, 16)
 NODES = 10  # of a block
 NAMES = ("x", "a", "b", "c", "d")
 CPU = nr.device("cpu").with_(sms=2, hbm_saturation_sms=(2, 2))
-CALLS = {"relu": torch.relu, "add": torch.add, "maximum": torch.maximum}
+CALLS: dict[str, Callable[..., Any]] = {"relu": torch.relu, "add": torch.add, "maximum": torch.maximum}
 OPS = {name: nr.op(demand=nr.Demand(hbm_bytes=1e3), axes="rows")(call) for name, call in CALLS.items()}
 LOOP, FX, DASK = "loop", "torch.fx.Interpreter", "dask, threads"
 
@@ -65,12 +65,12 @@ def on_two_streams(graph: nr.Graph) -> nr.Schedule:
 
 def dask_variant(blocks: int, tensors: Sequence[torch.Tensor]) -> Callable[[], Any]:
     """The network under dask's threaded scheduler, its graph made beforehand, as nanort's is."""
-    import dask
-    import dask.threaded
+    from dask.delayed import delayed
+    from dask.threaded import get
 
-    delayed = {name: dask.delayed(call, pure=False, traverse=False) for name, call in CALLS.items()}
-    last = network(*tensors, blocks=blocks, **delayed)
-    return partial(dask.threaded.get, dict(last.__dask_graph__()), last.key, num_workers=2)
+    calls = {name: delayed(call, pure=False, traverse=False) for name, call in CALLS.items()}
+    last = network(*tensors, blocks=blocks, **calls)
+    return partial(get, dict(last.__dask_graph__()), last.key, num_workers=2)
 
 
 @torch.no_grad()
@@ -103,7 +103,7 @@ def measure(quick: bool) -> list[Row]:
             name: partial(runs(on_two_streams(chain_graph(nodes, name))), x=tensors[0])
             for name in (("g0",), ("g0", "g1"))
         }
-        seconds = interleave({**variants, **{"+".join(name): hop for name, hop in hops.items()}}, rounds)
+        seconds = interleave({**variants, **{"+".join(name): hop for name, hop in hops.items()}}, rounds).seconds
     return _rows(seconds, nodes)
 
 

@@ -9,17 +9,19 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from statistics import median
-from time import perf_counter
 from typing import Any
 
+import numpy as np
 import torch
 
 import nanort as nr
-from benchmarks.measure import Row, Samples, Spread, compared, interleave, run
+from benchmarks.measure import Rounds, Row, Spread, compared, interleave, run
 
 CORE, CORES = (nr.device("cpu").with_(sms=cores, hbm_saturation_sms=(cores, cores)) for cores in (1, 2))
 BLOCKS, PAGE = 64, 4096  # of the file, in its own blocks; of memory, in bytes
+CALLS = 8  # of a kind alone, one after another, to see how fast it is
+ONE, BOTH = "in turn, one core an operator", "in turn, both cores an operator"
+BESIDE, ENGINE = "side by side, one core an operator", "only reads beside the rest, both cores an operator"
 
 
 @nr.op(demand=lambda x, weight, out: nr.Demand(flops=2 * x.shape[0] * weight.numel(), hbm_bytes=3 * out.nbytes))
@@ -44,7 +46,7 @@ def read(*, path: str, flags: int, offset: int, size: int) -> torch.Tensor:
     block = memory[-memory.data_ptr() % PAGE :][:size]
     file = os.open(path, os.O_RDONLY | flags)
     try:
-        if (found := os.preadv(file, [block.numpy()], offset)) != size:
+        if (found := os.preadv(file, [block.numpy().data], offset)) != size:
             raise OSError(f"{path} gave {found} of {size} bytes at {offset}")
     finally:
         os.close(file)
@@ -68,14 +70,10 @@ class Work:
     amount: float
     unit: str
 
-    def alone(self, rounds: int) -> list[float]:
-        """Seconds of one call after another in this thread."""
-        seconds = []
-        for k in range(rounds + 2):
-            began = perf_counter()
+    def run(self) -> None:
+        """``CALLS`` calls, in this thread."""
+        for k in range(CALLS):
             self.op(*self.tensors.values(), **self.static(k))
-            seconds.append(perf_counter() - began)
-        return seconds[2:]
 
     def add(self, graph: nr.Graph, calls: int, stream: str | None) -> None:
         """Adds the stream to a graph."""
@@ -117,15 +115,12 @@ def _flags(path: Path) -> int:
 
 def measure(quick: bool) -> list[Row]:
     """Each mix in turn; within it, side by side and one after another in every round."""
-    order, block_bytes, seconds, rounds = (64, 1 << 16, 0.001, 2) if quick else (1024, 1 << 22, 0.2, 31)
+    order, block_bytes, seconds, rounds = (64, 1 << 16, 0.001, 2) if quick else (1024, 1 << 22, 0.1, 31)
     with tempfile.TemporaryDirectory() as folder:
         compute, memory, file = made = works(order, block_bytes, Path(folder))
-        alone = {work.name: work.alone(5 if quick else 50) for work in made}
-        calls = {name: max(1, round(seconds / median(samples))) for name, samples in alone.items()}
-        rows = [
-            Row(f"{work.name} alone, one core", work.unit, Spread.of([work.amount / s for s in alone[work.name]]))
-            for work in made
-        ]
+        alone = interleave({work.name: work.run for work in made}, rounds, tries=15).seconds
+        calls = {name: max(1, round(seconds * CALLS / float(np.median(found)))) for name, found in alone.items()}
+        rows = [Row(f"{w.name} alone, one core", w.unit, Spread.of(w.amount * CALLS / alone[w.name])) for w in made]
         for mix, goal in (((compute, memory), None), ((compute, file), 1.5), (made, None)):
             rows += mixed(mix, calls, rounds, goal)
         return rows
@@ -142,30 +137,38 @@ def mixed(mix: Sequence[Work], calls: Mapping[str, int], rounds: int, goal: floa
 
     inputs = {name: tensor for work in mix for name, tensor in work.tensors.items()}
     plans = {
-        "side by side": nr.co_schedule(graph({"compute": "g1", "memory": "g0"}), CORES, nano_batches=(1,)),
-        "in turn, one core": nr.co_schedule(graph({}), CORE, policy="serial"),
-        "in turn, both cores": nr.co_schedule(graph({}), CORES, policy="serial"),
+        ONE: nr.co_schedule(graph({}), CORE, policy="serial"),
+        BOTH: nr.co_schedule(graph({}), CORES, policy="serial"),
+        BESIDE: nr.co_schedule(graph({"compute": "g1", "memory": "g0"}), CORES, policy="list", nano_batches=(1,)),
     }
+    if any(work.op is read for work in mix):
+        whole = graph(dict.fromkeys(("compute", "memory"), "whole"))
+        plans[ENGINE] = nr.co_schedule(whole, CORES, policy="list", nano_batches=(1,))
     with ExitStack() as stack:
         runs = {
             name: partial(stack.enter_context(nr.Executor(plan, backend="cpu", trace=False)), **inputs)
             for name, plan in plans.items()
         }
-        wanted, found = runs["in turn, one core"](), runs["side by side"]()
-        if not all(torch.equal(found[name], tensor) for name, tensor in wanted.items()):
+        wanted, given = runs[ONE](), runs[BESIDE]()
+        if not all(torch.equal(given[name], tensor) for name, tensor in wanted.items()):
             raise AssertionError("side by side computes something else than in turn")
-        seconds = interleave(runs, rounds)
-    return _rows(" + ".join(work.name for work in mix), seconds, goal)
+        found = interleave(runs, rounds, tries=15)
+    return _rows(" + ".join(work.name for work in mix), found, goal)
 
 
-def _rows(mix: str, seconds: Mapping[str, Samples], goal: float | None) -> list[Row]:
-    beside, one, both = seconds.values()
-    target = None if goal is None else (">=", goal)
+def _rows(mix: str, rounds: Rounds, goal: float | None) -> list[Row]:
+    found, target = rounds.seconds, None if goal is None else (">=", goal)
+
+    def row(name: str, baseline: str, goal: tuple[str, float] | None = None) -> Row:
+        return compared(f"{mix}: {name}", found[name], baseline, found[baseline], unit="s", goal=goal)
+
     return [
-        Row(f"{mix}: in turn, one core an operator", "s", Spread.of(one)),
-        compared(f"{mix}: side by side", beside, "in turn, one core", one, unit="s", goal=target),
-        compared(f"{mix}: in turn, both cores an operator", both, "in turn, one core", one, unit="s"),
-        compared(f"{mix}: side by side", beside, "in turn, both cores", both, unit="s"),
+        Row(f"{mix}: {ONE}", "s", Spread.of(found[ONE])),
+        row(BESIDE, ONE, target),
+        row(BOTH, ONE),
+        row(BESIDE, BOTH),
+        *([row(ENGINE, BOTH)] if ENGINE in found else []),
+        Row(f"{mix}: other processes' share of the cores", "%", Spread.of(100 * rounds.others)),
     ]
 
 

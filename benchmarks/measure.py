@@ -84,22 +84,38 @@ def compared(
     return Row(name, unit, Spread.of(samples), baseline, Spread.of(against / samples), goal)
 
 
-def interleave(variants: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 1) -> dict[str, Samples]:
-    """Seconds of every variant in every round; each round goes through all of them in an order of its own.
+@dataclass(frozen=True, slots=True)
+class Rounds:
+    """Seconds of every variant in every round kept, and the share of the cores that other processes took in each."""
 
-    What a noisy machine does to one variant it does to its neighbours too: compare round by round.
+    seconds: dict[str, Samples]
+    others: Samples
+
+
+def interleave(
+    variants: Mapping[str, Callable[[], object]], rounds: int, *, warmup: int = 1, tries: int = 1, quiet: float = 0.05
+) -> Rounds:
+    """Runs every variant in every round, each round in an order of its own: what disturbs one disturbs its neighbours.
+
+    On a shared machine up to ``tries`` times as many rounds are run, until ``rounds`` of them are ``quiet``: other
+    processes took no more than that share of the cores. The quietest are kept, whatever they found.
     """
     rng, order = random.Random(0), list(variants)
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for this_round in range(-warmup, rounds):
+    found: list[tuple[float, list[float]]] = []
+    for this_round in range(-warmup, rounds * tries):
         rng.shuffle(order)
+        seconds, before = {}, _processor_seconds()
         for name in order:
             began = perf_counter()
             variants[name]()
-            took = perf_counter() - began
-            if this_round >= 0:
-                seconds[name].append(took)
-    return {name: np.array(samples) for name, samples in seconds.items()}
+            seconds[name] = perf_counter() - began
+        if this_round >= 0:
+            found.append((_others(before), [seconds[name] for name in variants]))
+        if sum(share <= quiet for share, _ in found) == rounds:
+            break
+    kept = sorted(found, key=lambda one: one[0])[:rounds] if tries > 1 else found
+    by_variant = np.array([samples for _, samples in kept]).T
+    return Rounds(dict(zip(variants, by_variant, strict=True)), np.array([share for share, _ in kept]))
 
 
 def machine() -> dict[str, str | int | float]:
@@ -145,6 +161,12 @@ def _processor_seconds() -> tuple[float, float]:
     return busy + idle + iowait, busy - sum(os.times()[:4])
 
 
+def _others(before: tuple[float, float]) -> float:
+    """The share of the cores that other processes have taken since then."""
+    given, others = (now - then for now, then in zip(_processor_seconds(), before, strict=True))
+    return max(0.0, others / given) if given else 0.0
+
+
 def run(name: str, measure: Callable[[bool], list[Row]], argv: Sequence[str] | None) -> list[Row]:
     """Parses the command line, measures with one thread an operator, prints the table and saves it if asked to."""
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}")
@@ -157,8 +179,7 @@ def run(name: str, measure: Callable[[bool], list[Row]], argv: Sequence[str] | N
         rows = measure(options.quick)
     finally:
         torch.set_num_threads(threads)
-    all_cores, others = (after - before for after, before in zip(_processor_seconds(), began, strict=True))
-    where = {**machine(), "others": f"{100 * max(0.0, others) / max(1e-9, all_cores):.0f} % of the cores' time"}
+    where = {**machine(), "others": f"{_others(began):.0%} of the cores"}
     print("  ".join(f"{key}={value}" for key, value in where.items()))
     print(table(rows))
     if options.save:

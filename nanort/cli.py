@@ -96,7 +96,7 @@ def plan(
 @app.command(epilog="Example: nanort run --model tiny --decode 4 --context 64 --prefill 128 --out timeline.json")
 def run(
     model: Model = "tiny",
-    on: Annotated[str, typer.Option("--device", help="The device to plan for.")] = "current",
+    on: Annotated[str, typer.Option("--device", help="The device to plan for.")] = "cpu",
     backend: Annotated[str, typer.Option(help="cpu runs on threads, sim predicts, auto is cpu.")] = "auto",
     decode: Decode = 8,
     context: Context = 128,

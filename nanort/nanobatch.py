@@ -74,7 +74,7 @@ class _Cutter:
     def _leaf(self, root: Value) -> None:
         make = {"input": self.graph.input, "constant": self.graph.constant, "state": self.graph.state}[root.kind]
         options = {"batch": root.batch} if root.kind == "input" else {}
-        made = make(root.name, root.shape, root.dtype, device=root.device, **options)  # type: ignore[operator]  # one of three
+        made = make(root.name, root.shape, root.dtype, device=root.device, **options)
         if root.batch is None:
             self.wholes[root.index] = made
         else:

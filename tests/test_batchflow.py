@@ -98,7 +98,7 @@ CASES = [
     yes("dropout_of_inference", F.dropout, X, 0.5, False),
     # Products.
     yes("matmul", torch.matmul, X, W),
-    yes("matmul_in_float32", lambda x, w: (x.float() @ w.float()).to(x.dtype), X, W),
+    yes("matmul_in_float32", lambda x, w: (x.float() @ w.float()).to(x.dtype), t(B, 99), t(99, 33)),
     yes("matmul_from_the_left", torch.matmul, t(3, 4), t(4, B), axis=1),
     no("matmul_over_the_batch", torch.matmul, t(3, B), X),
     no("gram", lambda x: x @ x.T, X),

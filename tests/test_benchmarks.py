@@ -43,10 +43,17 @@ def test_benchmark_yields_its_rows_at_toy_size(name: str, tmp_path: Path, capsys
 
 def test_interleave_runs_every_variant_once_a_round_after_the_warmup(measure: ModuleType) -> None:
     ran: list[str] = []
-    seconds = measure.interleave({name: lambda name=name: ran.append(name) for name in "abc"}, rounds=4, warmup=2)
-    rounds = [sorted(ran[at : at + 3]) for at in range(0, len(ran), 3)]
-    assert rounds == [["a", "b", "c"]] * 6
-    assert {name: samples.shape for name, samples in seconds.items()} == dict.fromkeys("abc", (4,))
+    rounds = measure.interleave({name: lambda name=name: ran.append(name) for name in "abc"}, rounds=4, warmup=2)
+    assert [sorted(ran[at : at + 3]) for at in range(0, len(ran), 3)] == [["a", "b", "c"]] * 6
+    assert {name: samples.shape for name, samples in rounds.seconds.items()} == dict.fromkeys("abc", (4,))
+
+
+def test_interleave_keeps_the_quietest_rounds(measure: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    shares = iter([0.9, 0.3, 0.0, 0.5, 0.1, 0.2, 0.04, 0.7])
+    monkeypatch.setattr(measure, "_others", lambda before: next(shares))
+    rounds = measure.interleave({"a": lambda: None}, rounds=2, tries=4)
+    assert rounds.others.tolist() == [0.0, 0.04]
+    assert list(shares) == [0.7]  # it stopped as soon as two were quiet
 
 
 def test_ratios_are_taken_pair_by_pair(measure: ModuleType) -> None:

@@ -36,10 +36,10 @@ def edges(graph: nr.Graph) -> set[tuple[str, str]]:
     return {(graph.nodes[pred].name, node.name) for node in graph.nodes for pred, _ in node.preds}
 
 
-def same(graph: nr.Graph, *sizes: int | Sequence[int], per_op: dict[str, int] | None = None) -> nr.Graph:
+def same(graph: nr.Graph, sizes: int | Sequence[int], per_op: dict[str, int] | None = None) -> nr.Graph:
     """The graph cut, after its outputs have been compared with the whole's."""
     tensors = {root.name: torch.randn(root.shape) for root in graph.roots if root.kind in ("input", "constant")}
-    cut = nr.nano_batch(graph, *sizes, per_op=per_op)
+    cut = nr.nano_batch(graph, sizes, per_op)
     expected, found = graph.eager(**tensors), cut.eager(**tensors)
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)

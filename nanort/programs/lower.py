@@ -23,8 +23,8 @@ def lower(schedule: Schedule) -> Program:
     waits: dict[int, list[Wait]] = {}
     events = {on: event for event, on in enumerate(dict.fromkeys(wait.on for wait in schedule.waits))}
     streams = {assignment.node: assignment.stream for assignment in schedule.assignments}
-    for wait in schedule.waits:
-        waits.setdefault(wait.node, []).append(Wait(streams[wait.node], events[wait.on], wait.reason))
+    for kept in schedule.waits:
+        waits.setdefault(kept.node, []).append(Wait(streams[kept.node], events[kept.on], kept.reason))
     instructions: list[Instruction] = []
     recorded: set[int] = set()
     for assignment in schedule.assignments:

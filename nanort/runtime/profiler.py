@@ -18,7 +18,6 @@ from nanort.errors import CostError
 from nanort.graph import Graph
 from nanort.nodes import Node
 
-
 BUDGET = 0.1
 """Seconds after which a call is not repeated any more; a first call that takes them all counts."""
 

@@ -62,12 +62,12 @@ class Compiler:
         return {name: _show(view, env) for name, view in self.program.outputs.items()}
 
     def _step(self, index: int, step: Launch | Copy) -> Step:
-        if isinstance(step, Copy):
-            call: Callable[..., Any] = torch.clone
-            args, outs = (step.source,), (step.target,)
-        else:
+        call: Callable[..., Any] = torch.clone
+        args: tuple[Any, ...] = _views(step)
+        outs = (step.target,) if isinstance(step, Copy) else step.outs
+        if isinstance(step, Launch):
             call = partial(step.op.reference, **step.static) if step.static else step.op.reference
-            args, outs = step.args, step.outs
+            args = step.args
         slot, store = self._target(outs)
         uses = {view.buffer for view in _views(step) if self._freed(view)}
         uses |= {view.buffer for view in outs if self._freed(view) and not self._awaited(view)}
@@ -85,9 +85,10 @@ class Compiler:
         """What takes the arguments out of the env; whole buffers and literals come without any work."""
         if all(not isinstance(arg, View) or self._whole(arg) for arg in args):
             slots = [arg.buffer if isinstance(arg, View) else self._literal(arg) for arg in args]
-            if len(slots) > 1:
-                return itemgetter(*slots)
-            return (lambda env, slot=slots[0]: (env[slot],)) if slots else (lambda env: ())
+            if len(slots) == 1:
+                (slot,) = slots
+                return lambda env: (env[slot],)
+            return itemgetter(*slots) if slots else lambda env: ()
         return lambda env: [_show(arg, env) if isinstance(arg, View) else arg for arg in args]
 
     def _literal(self, argument: Any) -> int:
@@ -122,10 +123,10 @@ class Compiler:
         return view.is_whole(self.program.buffers[view.buffer])
 
 
-def _views(step: Launch | Copy) -> list[View]:
+def _views(step: Launch | Copy) -> tuple[View, ...]:
     if isinstance(step, Copy):
-        return [step.source]
-    return [argument for argument in step.args if isinstance(argument, View)]
+        return (step.source,)
+    return tuple(argument for argument in step.args if isinstance(argument, View))
 
 
 def _show(view: View, env: Env) -> torch.Tensor:

@@ -28,6 +28,8 @@ def check(schedule: Schedule) -> None:
     """
     slack = SLACK * schedule.makespan
     _each_node_once(schedule)
+    if abs(schedule.outlooks[0].seconds - schedule.makespan) > slack:
+        _refuse(f"the outlook says {schedule.outlooks[0].seconds!r} s, the assignments take {schedule.makespan!r} s")
     _streams(schedule, slack)
     _durations(schedule, slack)
     _precedence(schedule, slack)

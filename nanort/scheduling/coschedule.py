@@ -12,6 +12,7 @@ from nanort.costs.profile import Profile
 from nanort.devices import GIB, Device
 from nanort.errors import CapacityError, PolicyError, ScheduleError, SplitError
 from nanort.graph import Graph
+from nanort.nodes import Node
 from nanort.partition import WHOLE
 from nanort.scheduling import structures
 from nanort.scheduling.flat import Flat
@@ -25,6 +26,9 @@ from nanort.timeline.units import duration
 
 POLICIES = ("serial", "list", "auto")
 """The baseline; the most promising structure of each mechanism; every structure, and the best one refined."""
+
+NODES_BY_DEFAULT = 400_000
+"""Nodes that are placed in all the schedules judged by default: what a core does in a second or two."""
 
 Measure = Callable[[Schedule], float]
 
@@ -71,7 +75,7 @@ def co_schedule(
     deadline = math.inf if seconds is None else time.monotonic() + seconds
     source, is_serial = Flat(graph, device, profile), policy == "serial"
     cuts, uncut = _cuts(source, nano_batches[:1] if is_serial else nano_batches, per_op)
-    budget = effort or max(32, min(512, 400_000 // max(map(len, cuts.values()), default=1)))
+    budget = effort or max(32, min(512, NODES_BY_DEFAULT // max(1, *map(len, cuts.values()))))
     search = Search(source, [] if is_serial else list(cuts.values()), budget, deadline, seed, progress)
     found = search.run(exhaustive=policy == "auto")
     pinned, said = next((node for node in graph.nodes if node.stream not in (None, WHOLE)), None), list[str]()
@@ -83,10 +87,7 @@ def co_schedule(
     elif pinned is None:
         schedule = _serial(search, *(next(iter(cuts.items())) if is_serial else (None, source)))
     else:
-        lacking = f"{pinned.where}: {pinned.name} is pinned to {pinned.stream!r}, serial plans lack that stream"
-        raise min(
-            reversed(search.refused), key=lambda e: isinstance(e, PolicyError), default=PolicyError(lacking)
-        )  # too few SMs on the right stream tell more than a structure that lacks it
+        raise _refusal(pinned, search)
     return replace(
         schedule,
         seed=seed,
@@ -122,6 +123,13 @@ def _refuse_excess(graph: Graph, device: Device) -> None:
             raise CapacityError(
                 f"{node.where}: {node.name} needs {node.span[0]} SMs, {device.name} has {device.sms}: ask for fewer"
             )
+
+
+def _refusal(pinned: Node, search: Search) -> PolicyError | CapacityError:
+    """Why no schedule keeps the pins; too few SMs on the right stream tell more than structures that lack it."""
+    lacking = f"{pinned.where}: {pinned.name} is pinned to {pinned.stream!r}, serial plans lack that stream"
+    found = reversed(search.refused)
+    return min(found, key=lambda error: isinstance(error, PolicyError), default=PolicyError(lacking))
 
 
 def _cuts(
@@ -226,4 +234,6 @@ def _given_up(search: Search, cuts: Mapping[Split | None, Flat], chosen: Schedul
         lines.append(f"{unused} of {chosen.device.sms} SMs fit in no group: only nodes on the whole device use them")
     if search.truncated:
         lines.append(f"time was up after {search.judged} of {search.effort} schedules")
-    return [*lines, *dict.fromkeys(str(error) for error in search.refused)]
+    if search.refused:
+        lines.append(f"{len(search.refused)} plans were refused, the last since {search.refused[-1]}")
+    return lines

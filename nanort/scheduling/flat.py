@@ -98,6 +98,7 @@ class Flat:
     def _contended(self, link: str) -> bool:
         """Whether anything but the link's own copy engine, which is a queue, draws on it."""
         return any(
-            (getattr(demand, f"{link}_bytes") or getattr(demand, link, 0.0)) and demand.engine != link
-            for demand in (node.demand for node in self.examples)
+            (getattr(node.demand, f"{link}_bytes") or getattr(node.demand, link, 0.0))
+            and (node.demand.engine != link or node.stream not in (None, link))
+            for node in (*self.examples, *(node for node in self.graph.nodes if node.stream))
         )

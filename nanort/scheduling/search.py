@@ -113,26 +113,27 @@ class Search:
         return self._refined(found) if found and exhaustive else found
 
     def _candidates(self, exhaustive: bool) -> Iterator[Candidate]:
-        """The most promising structures first, of every mechanism and every cut in turn."""
-        columns = []
-        for flat in self.flats:
-            outline = Outline(flat, self.points[0])
-            used = {node.demand.engine for node in flat.examples}
-            ranked: dict[str, list[tuple[float, int, Structure]]] = {}
-            for rank, structure in enumerate(
-                overlapping(flat.device, [engine for engine in ENGINES if engine in used])
-            ):
-                ranked.setdefault(structure.mechanism, []).append((_estimate(outline, structure), rank, structure))
-            rows = zip_longest(*(sorted(structures, key=lambda row: row[:2]) for structures in ranked.values()))
-            columns.append(
-                [(outline, row[2]) for column in rows for row in column if row][: None if exhaustive else len(ranked)]
-            )
-        for outline, structure in (pair for row in zip_longest(*columns) for pair in row if pair):
-            yield Candidate(outline, structure)
-            if exhaustive:
-                isolated = structure.alone >= 0
-                for order, borrow in ((FEED, False), *(((PATH, True), (FEED, True)) if isolated else ())):
-                    yield Candidate(outline, structure, order, borrow)
+        """Ways to plan, from the most promising structures on, every mechanism and every cut in turn."""
+        for row in zip_longest(*(self._frames(flat, exhaustive) for flat in self.flats)):
+            for outline, structure in filter(None, row):
+                yield Candidate(outline, structure)
+                if exhaustive:
+                    yield Candidate(outline, structure, FEED)
+                if exhaustive and structure.alone >= 0:
+                    yield Candidate(outline, structure, PATH, borrow=True)
+                    yield Candidate(outline, structure, FEED, borrow=True)
+
+    def _frames(self, flat: Flat, exhaustive: bool) -> list[tuple[Outline, Structure]]:
+        """The structures for one cut, the best estimate of every mechanism first."""
+        outline, used = Outline(flat, self.points[0]), {node.demand.engine for node in flat.examples}
+        ranked: dict[str, list[Structure]] = {}
+        for structure in overlapping(flat.device, [engine for engine in ENGINES if engine in used]):
+            ranked.setdefault(structure.mechanism, []).append(structure)
+        for alike in ranked.values():
+            alike.sort(key=lambda structure: _estimate(outline, structure))
+        rows = zip_longest(*ranked.values())
+        frames = [(outline, structure) for row in rows for structure in filter(None, row)]
+        return frames if exhaustive else frames[: len(ranked)]
 
     def _spent(self, limit: int) -> bool:
         self.truncated = self.truncated or (self.judged > 0 and time.monotonic() >= self.deadline)

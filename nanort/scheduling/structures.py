@@ -39,10 +39,6 @@ class Structure:
             return self.mechanism
         return f"{ISOLATED} {'+'.join(str(group.sms) for group in self.groups if group.name != WHOLE)} SMs"
 
-    def find(self, stream: str) -> int:
-        """The index of the stream of that name, or -1."""
-        return next((index for index, found in enumerate(self.streams) if found.name == stream), -1)
-
 
 def serial(device: Device) -> Structure:
     """One stream for everything."""

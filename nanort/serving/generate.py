@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from nanort.devices import Device
+from nanort.devices import device as find_device
 from nanort.errors import CacheFullError, RequestError
 from nanort.graph import Graph
 from nanort.graphs import CONFIGS, DecoderConfig, decoder, random_weights
@@ -88,7 +89,7 @@ class LLM:
     ) -> None:
         self.config = config
         self.tokenizer = tokenizer
-        self.device = device or Device.current()
+        self.device = device or find_device("cpu")
         self.max_rows = max_rows
         self.cache = PagedKVCache(-(-cache_tokens // page_size) + 1, page_size)
         self.width = -(-min(cache_tokens, config.max_positions) // page_size)
