@@ -164,7 +164,7 @@ def _processor_seconds() -> tuple[float, float]:
 def _others(before: tuple[float, float]) -> float:
     """The share of the cores that other processes have taken since then."""
     given, others = (now - then for now, then in zip(_processor_seconds(), before, strict=True))
-    return max(0.0, others / given) if given else 0.0
+    return round(max(0.0, others / given), 4) if given else 0.0
 
 
 def run(name: str, measure: Callable[[bool], list[Row]], argv: Sequence[str] | None) -> list[Row]:

@@ -23,7 +23,7 @@ class Demand:
         net_bytes: bytes sent over the network.
         sms: ``(least, most)`` SMs the operator can run on; ``most=None`` is every SM there is.
             ``(0, 0)`` is a transfer that a copy engine carries.
-        seconds: only set by :meth:`rigid`.
+        seconds: alone, on its SMs; only set by :meth:`rigid`.
         hbm, h2d, d2h: only set by :meth:`rigid`, shares between 0 and 1.
 
     Raises:
@@ -103,4 +103,4 @@ def _finite(name: str, figure: object) -> float:
 
 
 def _short(figure: object) -> str:
-    return f"{figure:.6g}" if isinstance(figure, float) else repr(figure)
+    return f"{figure:.6g}" if isinstance(figure, (int, float)) else repr(figure)

@@ -123,15 +123,18 @@ def run_in_order(graph: Graph, bound: Mapping[int, torch.Tensor], threads: int) 
     memory, before = Memory(graph, bound), torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
-        for node in graph.nodes:
-            args = memory.args(node)
-            try:
-                result = node.op.reference(*args, **node.static)
-            except Exception as error:  # whatever user code raises: chained, with the node's name and line
-                raise ExecutionError(
-                    f"node {node.name} ({node.where}) failed: {error}", node=node.name, where=node.where
-                ) from error
-            memory.store(node, result)
-        return {name: materialise(value, memory.env) for name, value in graph.outputs.items()}
+        with torch.no_grad():
+            for node in graph.nodes:
+                memory.store(node, _called(node, memory.args(node)))
+            return {name: materialise(value, memory.env) for name, value in graph.outputs.items()}
     finally:
         torch.set_num_threads(before)
+
+
+def _called(node: Node, args: list[Any]) -> Any:
+    try:
+        return node.op.reference(*args, **node.static)
+    except Exception as error:  # whatever user code raises: chained, with the node's name and line
+        raise ExecutionError(
+            f"node {node.name} ({node.where}) failed: {error}", node=node.name, where=node.where
+        ) from error

@@ -57,10 +57,10 @@ class Graph:
 
     def __str__(self) -> str:
         kinds = Counter(root.kind for root in self.roots)
-        parts = [f"{kinds[kind]} {kind}s" for kind in ("input", "constant", "state") if kinds[kind]]
-        edges = sum(len(node.preds) for node in self.nodes)
-        ends = ", ".join([*parts, f"{len(self.outputs)} outputs"])
-        return f"Graph {self.name}: {len(self.nodes)} nodes, {edges} edges, {ends}"
+        counts = {"node": len(self.nodes), "edge": sum(len(node.preds) for node in self.nodes)}
+        counts |= {kind: kinds[kind] for kind in ("input", "constant", "state") if kinds[kind]}
+        counts |= {"output": len(self.outputs)}
+        return f"Graph {self.name}: {', '.join(f'{n} {kind}' + 's' * (n != 1) for kind, n in counts.items())}"
 
     __repr__ = __str__
 

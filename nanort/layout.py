@@ -27,6 +27,10 @@ class Segment:
     past: int = 0
     earlier: Cells = ()
 
+    def __repr__(self) -> str:
+        past = f", past={self.past}" if self.past else ""
+        return f"Segment({self.rows}{past}{f', earlier={self.earlier}' if self.earlier else ''})"
+
     @property
     def pairs(self) -> int:
         """Query-key pairs of causal attention: each row attends to everything up to itself."""
@@ -46,7 +50,7 @@ class Layout:
     A layout rounded up by :meth:`bucket` describes every step that :meth:`fits` in it.
 
     >>> Layout(decode=2, prefill=6, kv_tokens=100).cut([4, 4])[1]
-    Layout(decode=1, prefill=(Segment(rows=3, past=3, earlier=((1, 4),)),), kv_tokens=50, start=4, step_rows=8)
+    Layout(decode=1, prefill=(Segment(3, past=3, earlier=((1, 4),)),), kv_tokens=50, start=4, step_rows=8)
     """
 
     decode: int = 0

@@ -10,10 +10,10 @@ tensor([0.0000, 1.4621])
 >>> ops.linear(g.input("x", (64, 128), torch.bfloat16), g.constant("w", (256, 128), torch.bfloat16))
 linear: bfloat16[64, 256]
 >>> g.nodes[0].demand
-Demand(flops=4194304, hbm_bytes=114688)
+Demand(flops=4.1943e+06, hbm_bytes=114688)
 """
 
-from nanort.ops.activation import silu_mul
+from nanort.ops.activation import add, silu_mul
 from nanort.ops.attention import decode_attention, prefill_attention
 from nanort.ops.embedding import embedding
 from nanort.ops.kv import kv_append, page_gather, page_scatter
@@ -25,6 +25,7 @@ from nanort.ops.sampling import argmax, sample
 from nanort.ops.transfer import to_device, to_host
 
 __all__ = [
+    "add",
     "add_rms_norm",
     "argmax",
     "decode_attention",

@@ -1,4 +1,4 @@
-"""silu_mul: the gated activation of a Llama feed-forward layer."""
+"""add, and silu_mul: the gated activation of a Llama feed-forward layer."""
 
 from __future__ import annotations
 
@@ -8,6 +8,19 @@ import torch.nn.functional as F
 import nanort as nr
 from nanort.ops.examples import normal
 from nanort.ops.shapes import require
+
+
+@nr.op(
+    demand=lambda x, y, *, out: nr.Demand(flops=out.numel(), hbm_bytes=x.nbytes + y.nbytes + out.nbytes),
+    example=lambda: (normal(3, 7, 5), normal(4, 7, 5)),
+)
+def add(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """``x + y``, element by element, for two tensors of one shape: a residual connection.
+
+    Demand: 1 flop an element; both read once, the result written once.
+    """
+    require(x.shape == y.shape, "x and y of one shape", x=x, y=y)
+    return x + y
 
 
 @nr.op(

@@ -87,6 +87,22 @@ def test_constants_and_inputs_may_lie_anyhow() -> None:
         assert run(**inputs)["total"].tolist() == [[0.0, 4.0, 12.0], [24.0, 40.0, 60.0]]
 
 
+def test_weights_of_a_module_need_no_detaching() -> None:
+    """No gradients are kept, whatever the tensors ask for."""
+    graph = nr.Graph("module")
+    x = graph.input("x", (4, 3), torch.float32, batch=0)
+    weight = graph.constant("weight", (3, 3), torch.float32)
+    parts = [graph.call(torch.matmul, x, weight, demand=WORK, axes="rows") for _ in range(2)]
+    graph.output(y=graph.call(torch.clone, graph.join(*parts), demand=WORK))
+    given, parameter = torch.randn(4, 3, requires_grad=True), torch.nn.Linear(3, 3).weight
+    expected = graph.eager(x=given, weight=parameter)["y"]
+    with nr.Executor(random_dags.schedule(graph, STREAMS, [0, 1, 0]), constants={"weight": parameter}) as run:
+        found = run(x=given)["y"]
+    assert torch.equal(found, expected)
+    assert not found.requires_grad
+    assert not expected.requires_grad
+
+
 # What is refused, before anything is held or done.
 
 

@@ -602,7 +602,7 @@ def test_fingerprints_are_equal_in_every_process() -> None:
 
 def test_graphs_print_and_become_networkx() -> None:
     g = squares()
-    assert str(g) == "Graph squares: 2 nodes, 1 edges, 1 inputs, 1 states, 2 outputs"
+    assert str(g) == "Graph squares: 2 nodes, 1 edge, 1 input, 1 state, 2 outputs"
     assert str(g.nodes[1]) == "total = total(x: float32[2, 3], s: float32[2, 3]) -> total: float32[2, 3]"
     digraph = g.to_networkx()
     assert networkx.is_directed_acyclic_graph(digraph)

@@ -39,7 +39,7 @@ def counted(function: Any, *args: Any, **options: Any) -> int:
 
 # Operators that read every argument once and write every result once.
 
-STREAMED = [ops.linear, ops.rms_norm, ops.add_rms_norm, ops.rope, ops.silu_mul, ops.argmax, ops.sample]
+STREAMED = [ops.linear, ops.rms_norm, ops.add_rms_norm, ops.rope, ops.add, ops.silu_mul, ops.argmax, ops.sample]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -62,7 +62,7 @@ def test_linear_flops(shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize(
     ("op", "flops"),
-    [(ops.rms_norm, 4), (ops.add_rms_norm, 5), (ops.rope, 3), (ops.silu_mul, 5), (ops.argmax, 1), (ops.sample, 6)],
+    [(ops.rms_norm, 4), (ops.add_rms_norm, 5), (ops.rope, 3), (ops.add, 1), (ops.silu_mul, 5), (ops.argmax, 1), (ops.sample, 6)],
 )
 def test_flops_an_element(op: nr.Op, flops: int) -> None:
     args = example(op)

@@ -50,7 +50,7 @@ def test_timeline_is_a_value() -> None:
     assert [event.seconds for event in t] == [1.0, 2.0]
     with pytest.raises(ValueError, match="read-only"):
         t.start[0] = 5
-    assert repr(t) == "<Timeline measured on 'h200': 2 events in 3 s>"
+    assert repr(t) == "<Timeline measured on 'h200': 2 launches in 3 s>"
 
 
 def test_streams_come_in_natural_order_with_copy_engines_last() -> None:
@@ -81,7 +81,7 @@ def test_empty_timeline_has_all_answers() -> None:
     assert (t.makespan, t.streams, t.events, t.idle()) == (0.0, (), (), {})
     assert t.utilization() == {"sms": 0.0, "hbm": 0.0, "h2d": 0.0, "d2h": 0.0}
     assert t.overlap().streams == (0.0,)
-    assert "0 events on 0 streams" in str(t)
+    assert "0 launches on 0 streams" in str(t)
     assert t.compare(t).rows == ()
 
 

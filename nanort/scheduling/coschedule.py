@@ -38,7 +38,7 @@ def co_schedule(
     device: Device,
     *,
     policy: str = "auto",
-    nano_batches: Sequence[int | Sequence[int]] = (1, 2),
+    nano_batches: Sequence[int | Sequence[int]] | None = None,
     per_op: Mapping[str, int] | None = None,
     effort: int | None = None,
     seconds: float | None = None,
@@ -54,7 +54,8 @@ def co_schedule(
         graph: is sealed.
         device: what it runs on.
         policy: one of ``POLICIES``.
-        nano_batches: the splits to try: counts of pieces, or their sizes. The serial policy takes the first.
+        nano_batches: the splits to try: counts of pieces, or their sizes; by default the uncut graph, and two pieces of
+            one that has inputs with ``batch=``. The serial policy takes the first.
         per_op: other counts for some operators, in every split (see nano_batch).
         effort: schedules to judge, by default what takes a second or two; equal efforts and seeds give equal bytes.
         seconds: when to stop whatever the effort; a schedule that was stopped says so.
@@ -70,6 +71,8 @@ def co_schedule(
         PolicyError: no structure has the streams that nodes are pinned to.
         ScheduleError: a budget that cannot be.
     """
+    if nano_batches is None:
+        nano_batches = (1, 2) if any(root.batch is not None for root in graph.roots) else (1,)
     _refuse_budgets(policy, nano_batches, effort, seconds)
     _refuse_excess(graph.seal(), device)
     deadline = math.inf if seconds is None else time.monotonic() + seconds

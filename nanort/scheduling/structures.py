@@ -37,7 +37,8 @@ class Structure:
     def __str__(self) -> str:
         if self.mechanism != ISOLATED:
             return self.mechanism
-        return f"{ISOLATED} {'+'.join(str(group.sms) for group in self.groups if group.name != WHOLE)} SMs"
+        parts = sorted((group for group in self.groups if group.name != WHOLE), key=lambda group: group.name)
+        return f"{ISOLATED} {'+'.join(str(group.sms) for group in parts)} SMs"
 
 
 def serial(device: Device) -> Structure:

@@ -139,7 +139,7 @@ class Timeline:
         return iter(self.events)
 
     def __repr__(self) -> str:
-        what = f"{units.counted(len(self), 'event')} in {units.duration(self.makespan)}"
+        what = f"{units.counted(len(self), 'launch')} in {units.duration(self.makespan)}"
         return f"<Timeline {self.kind} on {self.device!r}: {what}>"
 
     def __str__(self) -> str:

@@ -63,7 +63,7 @@ def letters(operators: Sequence[str]) -> list[str]:
 
 def _title(timeline: Timeline) -> str:
     where = f"{timeline.kind} on {units.plain(timeline.device, 40)}"
-    what = f"{units.counted(len(timeline), 'event')} on {units.counted(len(timeline.streams), 'stream')}"
+    what = f"{units.counted(len(timeline), 'launch')} on {units.counted(len(timeline.streams), 'stream')}"
     return f"{where}: {what}{', planned for another device' if timeline.foreign else ''}"
 
 

@@ -35,10 +35,11 @@ def percent(share: float) -> str:
 def counted(count: int, what: str) -> str:
     """``count`` of ``what``.
 
-    >>> counted(1, "stream"), counted(1200, "event")
-    ('1 stream', '1,200 events')
+    >>> counted(1, "stream"), counted(1200, "launch")
+    ('1 stream', '1,200 launches')
     """
-    return f"{count:,} {what}{'s' * (count != 1)}"
+    ending = "" if count == 1 else "es" if what.endswith("ch") else "s"
+    return f"{count:,} {what}{ending}"
 
 
 def sms(count: int, device: str) -> str:
