@@ -62,7 +62,15 @@ def test_linear_flops(shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize(
     ("op", "flops"),
-    [(ops.rms_norm, 4), (ops.add_rms_norm, 5), (ops.rope, 3), (ops.add, 1), (ops.silu_mul, 5), (ops.argmax, 1), (ops.sample, 6)],
+    [
+        (ops.rms_norm, 4),
+        (ops.add_rms_norm, 5),
+        (ops.rope, 3),
+        (ops.add, 1),
+        (ops.silu_mul, 5),
+        (ops.argmax, 1),
+        (ops.sample, 6),
+    ],
 )
 def test_flops_an_element(op: nr.Op, flops: int) -> None:
     args = example(op)
