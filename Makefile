@@ -28,7 +28,7 @@ check: .venv/.dev  ## judge format, style and types
 	cd build/typed && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache -p nanort
 
 verify: .venv/.dev  ## run the checks that take minutes: tests/verify
-	$(BIN)/pytest tests/verify
+	$(BIN)/pytest tests/verify -rP
 
 format: .venv/.dev  ## rewrite the sources in the project's format
 	$(BIN)/ruff check --fix
