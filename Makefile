@@ -28,7 +28,8 @@ check: .venv/.dev  ## judge format, style and types
 	cd build/typed && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache -p nanort
 
 verify: .venv/.dev  ## run the checks that take minutes: tests/verify
-	$(BIN)/pytest tests/verify -rP
+	$(BIN)/pytest tests/verify/test_greedy_tokens.py -rP
+	$(BIN)/pytest tests/verify --ignore tests/verify/test_greedy_tokens.py --numprocesses 2
 
 format: .venv/.dev  ## rewrite the sources in the project's format
 	$(BIN)/ruff check --fix

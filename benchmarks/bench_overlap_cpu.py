@@ -1,4 +1,4 @@
-"""Streams side by side on two cores and a copy engine: matrix products, matrix-vector products and reads of a file."""
+"""Streams side by side on two cores and a copy engine: matrix products, reads of memory, reads of a file."""
 
 from __future__ import annotations
 
@@ -32,8 +32,14 @@ def product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 @nr.op(demand=lambda x, weight, out: nr.Demand(flops=2 * weight.numel(), hbm_bytes=weight.nbytes))
 def gemv(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """The product of a matrix and a vector, bound by memory."""
+    """The product of a matrix and a vector, bound by memory; torch computes it on one core whatever its threads."""
     return weight @ x
+
+
+@nr.op(demand=lambda x, weight, out: nr.Demand(flops=weight.numel(), hbm_bytes=weight.nbytes))
+def sums(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """The vector and the sum of every row of a matrix, bound by memory; torch computes it on all its threads."""
+    return weight.sum(dim=1) + x
 
 
 @nr.op(
@@ -58,6 +64,7 @@ class Work:
     """A stream of one kind: an operator called again and again, its result the next call's first argument.
 
     Attributes:
+        stream: where it runs beside the others; None for the copy engine.
         tensors: its arguments by name; none for a read, whose calls do not depend on each other.
         static: the keyword arguments of the k-th call.
         amount, unit: what one call does, for the rate.
@@ -65,6 +72,7 @@ class Work:
 
     name: str
     op: nr.Op
+    stream: str | None
     tensors: Mapping[str, torch.Tensor]
     static: Callable[[int], dict[str, Any]]
     amount: float
@@ -84,21 +92,27 @@ class Work:
         graph.output(**{self.name: out})
 
 
-def works(order: int, block_bytes: int, folder: Path) -> tuple[Work, Work, Work]:
-    """A stream bound by arithmetic, one bound by memory, and one that reads a file which it writes into ``folder``."""
+def works(order: int, block_bytes: int, folder: Path) -> tuple[Work, Work, Work, Work]:
+    """A stream bound by arithmetic, two bound by memory, and one that reads a file which it writes into ``folder``."""
     generator = torch.Generator().manual_seed(0)
     small, large = (torch.randn(n, n, generator=generator) / n**0.5 for n in (order, 4 * order))
     path = folder / "blocks"
     path.write_bytes(os.urandom(block_bytes) * BLOCKS)
     static = {"path": str(path), "flags": _flags(path), "size": block_bytes}
+    reads = "reads" if static["flags"] else "cached reads"
+
+    def none(k: int) -> dict[str, Any]:
+        return {}
+
+    def block(k: int) -> dict[str, Any]:
+        return {**static, "offset": k % BLOCKS * block_bytes}
+
     return (
-        Work("compute", product, {"x": small.clone(), "weight": small}, lambda k: {}, 2e-9 * order**3, "GFLOP/s"),
-        Work("memory", gemv, {"v": large[0].clone(), "matrix": large}, lambda k: {}, large.nbytes / 1e9, "GB/s"),
-        Work(
-            "read" if static["flags"] else "cached read", read, {},
-            lambda k: {**static, "offset": k % BLOCKS * block_bytes}, block_bytes / 1e9, "GB/s",
-        ),
-    )  # fmt: skip  # a table of three
+        Work("products", product, "g1", {"x": small.clone(), "weight": small}, none, 2e-9 * order**3, "GFLOP/s"),
+        Work("gemv", gemv, "g0", {"v": large[0].clone(), "matrix": large}, none, large.nbytes / 1e9, "GB/s"),
+        Work("sums", sums, "g0", {"v": large[0].clone(), "matrix": large}, none, large.nbytes / 1e9, "GB/s"),
+        Work(reads, read, None, {}, block, block_bytes / 1e9, "GB/s"),
+    )
 
 
 def _flags(path: Path) -> int:
@@ -117,11 +131,16 @@ def measure(quick: bool) -> list[Row]:
     """Each mix in turn; within it, side by side and one after another in every round."""
     order, block_bytes, seconds, rounds = (64, 1 << 16, 0.001, 2) if quick else (1024, 1 << 22, 0.1, 31)
     with tempfile.TemporaryDirectory() as folder:
-        compute, memory, file = made = works(order, block_bytes, Path(folder))
+        compute, vectors, summed, file = made = works(order, block_bytes, Path(folder))
         alone = interleave({work.name: work.run for work in made}, rounds, tries=15).seconds
         calls = {name: max(1, round(seconds * CALLS / float(np.median(found)))) for name, found in alone.items()}
         rows = [Row(f"{w.name} alone, one core", w.unit, Spread.of(w.amount * CALLS / alone[w.name])) for w in made]
-        for mix, goal in (((compute, memory), None), ((compute, file), 1.5), (made, None)):
+        for mix, goal in (
+            ((compute, vectors), None),
+            ((compute, summed), None),
+            ((compute, file), 1.5),
+            ((compute, vectors, file), None),
+        ):
             rows += mixed(mix, calls, rounds, goal)
         return rows
 
@@ -129,20 +148,20 @@ def measure(quick: bool) -> list[Row]:
 def mixed(mix: Sequence[Work], calls: Mapping[str, int], rounds: int, goal: float | None) -> list[Row]:
     """The rows of one mix: each kind on a core or engine of its own, against all in turn on one core and on both."""
 
-    def graph(streams: Mapping[str, str]) -> nr.Graph:
+    def graph(stream: Callable[[Work], str | None]) -> nr.Graph:
         made = nr.Graph(" beside ".join(work.name for work in mix))
         for work in mix:
-            work.add(made, calls[work.name], streams.get(work.name))
+            work.add(made, calls[work.name], stream(work))
         return made
 
     inputs = {name: tensor for work in mix for name, tensor in work.tensors.items()}
     plans = {
-        ONE: nr.co_schedule(graph({}), CORE, policy="serial"),
-        BOTH: nr.co_schedule(graph({}), CORES, policy="serial"),
-        BESIDE: nr.co_schedule(graph({"compute": "g1", "memory": "g0"}), CORES, policy="list", nano_batches=(1,)),
+        ONE: nr.co_schedule(graph(lambda work: None), CORE, policy="serial"),
+        BOTH: nr.co_schedule(graph(lambda work: None), CORES, policy="serial"),
+        BESIDE: nr.co_schedule(graph(lambda work: work.stream), CORES, policy="list", nano_batches=(1,)),
     }
-    if any(work.op is read for work in mix):
-        whole = graph(dict.fromkeys(("compute", "memory"), "whole"))
+    if any(work.stream is None for work in mix):
+        whole = graph(lambda work: work.stream and "whole")
         plans[ENGINE] = nr.co_schedule(whole, CORES, policy="list", nano_batches=(1,))
     with ExitStack() as stack:
         runs = {

@@ -237,7 +237,14 @@ def _scheduled(
         raise RequestError("--decode 0 --prefill 0 is a step of no rows: give at least one")
     target = Device.current() if on == "current" else device(on)
     graph: Graph = decoder_step(config, decode=decode, context=context, prefill=prefill, dtype=dtype)
-    return co_schedule(graph, target, nano_batches=_counts(nano_batches), policy=policy)
+    with progress_bar(Console(stderr=True), "scheduling") as bar:
+        return co_schedule(
+            graph,
+            target,
+            nano_batches=_counts(nano_batches),
+            policy=policy,
+            progress=lambda judged, effort, _: bar(judged, effort),
+        )
 
 
 def main() -> None:

@@ -91,9 +91,9 @@ def _generate(console: Console, llm: LLM) -> None:
 def _predict(console: Console) -> Schedule:
     """Schedules the LLaMA-3-8B step and prints what comes out."""
     h200 = device("h200")
-    with console.status("scheduling 32 layers"):
-        graph = decoder_step(CONFIGS["llama-3-8b"], **STEP, dtype=torch.bfloat16)
-        schedule = co_schedule(graph, h200)
+    graph = decoder_step(CONFIGS["llama-3-8b"], **STEP, dtype=torch.bfloat16)
+    with progress_bar(console, "scheduling 32 layers") as bar:
+        schedule = co_schedule(graph, h200, progress=lambda judged, effort, _: bar(judged, effort))
     _print(console, h200, graph, "", demand_table(graph, h200), "", _drawn(console, schedule.timeline()))
     _print(console, "", schedule.explain())
     return schedule

@@ -54,6 +54,14 @@ def test_hundreds_of_random_graphs(first: int) -> None:
                 assert schedule.makespan <= schedule.serial_makespan * (1 + 1e-9)
 
 
+@pytest.mark.parametrize("first", range(0, 10_000, 500))
+def test_ten_thousand_random_graphs_pass_the_check(first: int) -> None:
+    for seed in range(first, first + 500):
+        graph, device = graphs.synthetic.random_dag(seed), DEVICES[seed % 4]
+        schedule = co_schedule(graph, device, policy="list", nano_batches=(1,), effort=2, guard=False, seed=seed)
+        schedule.check()
+
+
 def test_a_hundred_thousand_nodes() -> None:
     graph = graphs.synthetic.layered(100_000)
     schedule = co_schedule(graph, nr.device("h200"), policy="list", nano_batches=(1,))
