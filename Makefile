@@ -36,7 +36,7 @@ format: .venv/.dev  ## rewrite the sources in the project's format
 	$(BIN)/ruff format
 
 clean:  ## remove everything that these targets made
-	rm -rf .venv build dist nanort.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
+	rm -rf .venv build dist nanort-demo nanort.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Each stamp says that a step of the installation is done for the files it depends on.

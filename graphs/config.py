@@ -76,9 +76,12 @@ class DecoderConfig:
         config = {**_DEFAULTS[_architecture(config)], **config}
         if other := [f"{key}={config[key]!r}" for key, value in _ONLY.items() if config.get(key, value) != value]:
             raise UnsupportedModelError(f"{', '.join(other)} is not supported: only {_ONLY}")
-        rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-        if (kind := rope.get("rope_type", rope.get("type", "default"))) != "default":
-            raise UnsupportedModelError(f"rope of type {kind!r} is not supported: only 'default', without scaling")
+        ropes = [config.get(key) or {} for key in ("rope_parameters", "rope_scaling")]
+        for stated in ropes:
+            kind = stated.get("rope_type", stated.get("type", "default")) if isinstance(stated, dict) else stated
+            if kind != "default":
+                raise UnsupportedModelError(f"rope of type {kind!r} is not supported: only 'default', without scaling")
+        rope = ropes[0] or ropes[1]
         hidden, heads = _whole(config, "hidden_size"), _whole(config, "num_attention_heads")
         if config.get("head_dim") is None and hidden % heads:
             raise ModelError(f"hidden_size={hidden} is no multiple of num_attention_heads={heads}: give head_dim")
@@ -145,10 +148,9 @@ def random_weights(config: DecoderConfig, dtype: torch.dtype, seed: int = 0) -> 
 
 def _architecture(config: Mapping[str, Any]) -> str:
     named = config.get("architectures") or ["none"]
-    if len(named) != 1 or named[0] not in _DEFAULTS:
-        raise UnsupportedModelError(
-            f"architecture {', '.join(map(str, named))} is not supported: {list(_DEFAULTS)} are"
-        )
+    if not isinstance(named, list) or len(named) != 1 or named[0] not in _DEFAULTS:
+        called = ", ".join(map(str, named)) if isinstance(named, list) else repr(named)
+        raise UnsupportedModelError(f"architecture {called} is not supported: {list(_DEFAULTS)} are")
     return str(named[0])
 
 

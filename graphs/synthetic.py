@@ -40,11 +40,17 @@ def layered(
     that are no plain operator, but slices, a split and a join, a state changed in place, or a transfer and back; a
     graph that is ``cuttable`` has no slices along the batch, so that nano_batch can cut it.
     """
+    _refuse(width >= 1 and 1 <= fan_in <= 16, "width of at least 1, fan_in of 1 to 16", width=width, fan_in=fan_in)
     maker = _Maker(f"layered-{n}-{seed}", n, seed, spread, variety, cuttable)
     layer = [maker.input() for _ in range(min(width, 4))]
     while maker.room:
         layer = [maker.step(*maker.some(layer, k, fan_in)) for k in range(width) if maker.room]
     return maker.finish()
+
+
+def _refuse(fits: bool, wanted: str, **given: float) -> None:
+    if not fits:
+        raise GraphError(f"a family of graphs needs {wanted}: got {given}")
 
 
 def fork_join(
@@ -61,6 +67,7 @@ def fork_join(
 
     See :func:`layered` for the other arguments.
     """
+    _refuse(1 <= width <= 16 and depth >= 1, "width of 1 to 16, depth of at least 1", width=width, depth=depth)
     maker = _Maker(f"fork_join-{n}-{seed}", n, seed, spread, variety, cuttable)
     value = maker.input()
     while maker.room:
@@ -81,6 +88,7 @@ def series_parallel(
 
     See :func:`layered` for the other arguments.
     """
+    _refuse(0 <= parallel <= 1, "parallel of 0 to 1", parallel=parallel)
     maker = _Maker(f"series_parallel-{n}-{seed}", n, seed, spread, variety, cuttable)
 
     def build(value: nr.Value, nodes: int) -> nr.Value:

@@ -37,10 +37,20 @@ app = typer.Typer(
     "130 interrupted.",
 )
 
+NO_CUDA = "nothing needs it before there is a CUDA backend"
+
+
+def _in_a_folder(path: Path | None) -> Path | None:
+    """Refuses, before any work is done, a file that could not be written at its end."""
+    if path is not None and not path.parent.is_dir():
+        raise typer.BadParameter(f"there is no folder {path.parent}: make it, or name another")
+    return path
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 Model = Annotated[str, typer.Option(help=f"{', '.join(CONFIGS)}, or a folder with config.json.", show_default=True)]
 Decode = Annotated[int, typer.Option(help="Requests that decode, a row each.", min=0)]
-Context = Annotated[int, typer.Option(help="Cached tokens that each of them reads.", min=0)]
+Context = Annotated[int, typer.Option(help="Tokens that each of them attends to, its own included.", min=1)]
 Prefill = Annotated[int, typer.Option(help="Rows of a prompt that is prefilled.", min=0)]
 Pieces = Annotated[str, typer.Option(help="Nano-batch counts to choose from.")]
 Policy = Annotated[str, typer.Option(help="serial, list or auto.")]
@@ -48,7 +58,9 @@ Policy = Annotated[str, typer.Option(help="serial, list or auto.")]
 
 @app.command(epilog="Example: nanort demo --out nanort-demo")
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for schedule.json and timeline.json.")] = Path("nanort-demo"),
+    out: Annotated[Path, typer.Option(help="Folder for schedule.json, timeline.json and h200.json.")] = Path(
+        "nanort-demo"
+    ),
     small: Annotated[bool, typer.Option(help="The small random model, even where real weights are installed.")] = False,
 ) -> None:
     """Loads an LLM, builds its operator DAG, co-schedules it, generates text, and predicts an H200."""
@@ -76,7 +88,7 @@ def plan(
     prefill: Prefill = 640,
     nano_batches: Pieces = "1,2",
     policy: Policy = "auto",
-    out: Annotated[Path | None, typer.Option(help="Save the schedule here.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Save the schedule here.", callback=_in_a_folder)] = None,
     as_json: Json = False,
 ) -> None:
     """Schedules one step of a model and prints its timeline, gain and bounds."""
@@ -104,7 +116,9 @@ def run(
     nano_batches: Pieces = "1,2",
     policy: Policy = "auto",
     repeat: Annotated[int, typer.Option(help="Runs; the last is shown.", min=1)] = 3,
-    out: Annotated[Path | None, typer.Option(help="Save the timeline here, plan beside actual.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Save the timeline here, plan beside actual.", callback=_in_a_folder)
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Schedules one step of a model, runs it with random weights, and compares plan and run."""
@@ -187,10 +201,9 @@ def diagnose() -> dict[str, str]:
         "device": str(current),
         "cuda": f"{torch.version.cuda}, {torch.cuda.get_device_name()}"
         if cuda
-        else "no GPU: schedules run on the cpu backend",
-        "cuda-bindings": _version("cuda-bindings")
-        or "not installed: SM partitions fall back to plain streams (extra cuda)",
-        "triton": _version("triton") or "not installed: operators fall back to their references (extra cuda)",
+        else "no GPU: schedules for one are simulated",
+        "cuda-bindings": _version("cuda-bindings") or f"not installed: {NO_CUDA}",
+        "triton": _version("triton") or f"not installed: {NO_CUDA}",
         "gguf": gguf or "not installed: GGUF files cannot be read (extra demo)",
         "tokenizers": _version("tokenizers") or "not installed: only the byte tokenizer works (extra demo)",
         "safetensors": _version("safetensors") or "not installed: Hugging Face folders cannot be read (extra demo)",

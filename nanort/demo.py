@@ -31,11 +31,11 @@ PROMPTS = (
     "Explain to a child why the sky is blue. Use short sentences, and give one example that the child can see at home.",
 )
 STEP = {"decode": 670, "context": 1280, "prefill": 1340}
-"""A step of LLaMA-3-8B in steady state: as many rows of prompts as requests of 1280 / 640 tokens bring along."""
+"""670 requests decode at 1280 tokens each, and two prompt tokens come in for each that is generated."""
 
 
 def run_demo(out: Path, *, small: bool = False, console: Console | None = None) -> None:
-    """Loads, builds, schedules, generates, predicts, and writes schedule.json and timeline.json into ``out``."""
+    """Loads, builds, schedules, generates, predicts, and writes three JSON files into ``out``."""
     console = console or Console()
     began = perf_counter()
     with _model(console, small) as llm:
@@ -115,7 +115,7 @@ def _write(console: Console, out: Path, shown: Plan, predicted: Schedule) -> Non
         _print(console, f"  {name:14} {what}")
     _print(
         console,
-        "try next:\n"
+        "try next, in .venv/bin:\n"
         "  nanort plan --model llama-3-8b --device h200 --decode 256 --context 4096 --prefill 512\n"
         "  nanort run --model tiny --prefill 256 --out timeline.json\n"
         '  nanort generate "The capital of France is"\n'

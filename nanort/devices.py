@@ -64,6 +64,15 @@ class Device:
         for name in positive:
             if not getattr(self, name) > 0:
                 raise DeviceError(f"device {self.name!r}: {name}={getattr(self, name)!r} must be more than zero")
+        if (
+            "float32" not in self.flops
+            or not all(rate > 0 for rate in self.flops.values())
+            or not self.net_bandwidth >= 0
+        ):
+            raise DeviceError(
+                f"device {self.name!r}: flops={self.flops} must have a float32 rate and be more than zero, "
+                f"net_bandwidth={self.net_bandwidth!r} zero or more"
+            )
         least, most = self.hbm_saturation_sms
         if not 0 < least <= most <= self.sms or self.sm_minimum > self.sms:
             raise DeviceError(

@@ -125,8 +125,10 @@ class Graph:
         """The rows of ``values`` one after the other, in one buffer that its parts are written into."""
         for value in values:
             self._own(value, "join")
-        if len({(value.shape[1:], value.dtype) for value in values}) != 1:
-            raise ShapeError(f"{caller()}: join({', '.join(map(repr, values))}): all but dimension 0 must agree")
+        if len({(value.shape[1:], value.dtype, value.device) for value in values}) != 1 or not values[0].shape:
+            raise ShapeError(
+                f"{caller()}: join({', '.join(map(repr, values))}): dtype, device and all but dimension 0 must agree"
+            )
         parts = [part for value in values for part in (value.parts or (value,)) if part.shape[0]]
         if not parts:
             return values[0]
@@ -186,7 +188,7 @@ class Graph:
         example: Any = None,
         sms: tuple[int, int] | None = None,
         stream: str | None = None,
-        after: tuple[Value | str, ...] = (),
+        after: Value | str | tuple[Value | str, ...] = (),
         **static: Any,
     ) -> Any:
         """A node that calls ``function`` (an operator, or any torch function with ``demand=`` declared here).
@@ -207,6 +209,7 @@ class Graph:
             A Value, a tuple of Values, or None, as the reference returns.
         """
         where = caller()
+        after = after if isinstance(after, tuple) else (after,)
         if isinstance(function, Op):
             op = function if demand is None else replace(function, demand=demand)
         elif demand is None:
@@ -247,10 +250,16 @@ class Graph:
             raise GraphError(f"{where}: {op.name} takes tensors by position, {misplaced} came by keyword")
         if op.takes_layout and static.get("layout") is None:
             static = {**static, "layout": self.layout}
+        if sms is not None:
+            try:
+                Demand(sms=sms)
+            except DemandError as error:
+                raise DemandError(f"{where}: {op.name}: {error}") from None
         specs, found, single = infer(op, args, static, where)
         demand = demand or found
-        inputs = [argument for argument in args if isinstance(argument, Value)]
-        if any(0 in value.shape for value in inputs) and all(0 in shape for shape, _ in specs):
+        read = [value for k, value in enumerate(args) if isinstance(value, Value) and k not in op.writes]
+        missing = all if op.writes else any  # what changes a state may do so by any argument that has elements
+        if read and missing(0 in value.shape for value in read) and all(0 in shape for shape, _ in specs):
             outputs = tuple(self._root("empty", "", shape, dtype, op.to or "device") for shape, dtype in specs)
             return outputs[0] if single else outputs or None
         index, scope = len(self.nodes), self._scope if scope is None else scope
@@ -334,10 +343,9 @@ class Graph:
                 f"|{root.kind} {root.name} {root.shape} {root.dtype} {root.batch} {root.device} {parts}".encode()
             )
         for node in self.nodes:
-            reference = node.op.reference
             args = ",".join(identity(argument) for argument in node.args)
-            static = ",".join(f"{key}={argument!r}" for key, argument in node.static.items())
-            called = f"{node.op.name} {reference.__module__} {getattr(reference, '__qualname__', '')}({args};{static})"
+            static = ",".join(f"{key}={identity(argument)}" for key, argument in node.static.items())
+            called = f"{node.op.name} {identity(node.op.reference)}({args};{static})"
             pins = f"{astuple(node.demand)} {node.preds} {node.span} {node.stream}"
             digest.update(f"|{node.name} {called} {pins}".encode())
         digest.update(repr([(name, identity(value)) for name, value in self.outputs.items()]).encode())

@@ -19,8 +19,8 @@ def infer(op: Op, args: tuple[Any, ...], static: dict[str, Any], where: str) -> 
     Raises:
         ShapeError: the reference refuses the arguments; the message has ``where``, the line that made the call.
     """
-    key = tuple((a.shape, a.dtype) if isinstance(a, Value) else (_Literal, type(a), a) for a in args)
-    statics = tuple(static.items())
+    key = tuple((a.shape, a.dtype) if isinstance(a, Value) else (_Literal, _exact(a), a) for a in args)
+    statics = tuple((name, _exact(value), value) for name, value in static.items())
     try:
         try:
             hash((key, statics))
@@ -34,13 +34,18 @@ def infer(op: Op, args: tuple[Any, ...], static: dict[str, Any], where: str) -> 
         raise ShapeError(f"{where}: {op.name}({shown}) is refused by its reference: {error}") from error
 
 
+def _exact(value: Any) -> Any:
+    """The types in a literal: 2, 2.0 and True are equal, and not the same argument."""
+    return (type(value), *map(_exact, value)) if isinstance(value, tuple) else type(value)
+
+
 class _Literal:
     """Marks a literal in a cache key, so that no shape is taken for one."""
 
 
 @lru_cache(maxsize=1 << 16)
-def _infer(op: Op, key: tuple[Any, ...], statics: tuple[tuple[str, Any], ...]) -> Inferred:
-    static = dict(statics)
+def _infer(op: Op, key: tuple[Any, ...], statics: tuple[tuple[str, Any, Any], ...]) -> Inferred:
+    static = {name: value for name, _, value in statics}
     args = tuple(part[2] if part[0] is _Literal else meta(*part) for part in key)
     out = op.outputs(args, static)
     specs = tuple((tuple(tensor.shape), tensor.dtype) for tensor in out)

@@ -65,6 +65,8 @@ class Layout:
     def __post_init__(self) -> None:
         if isinstance(self.prefill, int):
             object.__setattr__(self, "prefill", (Segment(self.prefill),) if self.prefill else ())
+        elif not isinstance(self.prefill, tuple) or not all(isinstance(s, Segment) for s in self.prefill):
+            raise LayoutError(f"prefill={self.prefill!r}: give a count of rows, or a tuple of nr.Segment")
         sizes = (self.decode, self.kv_tokens, self.h2d_bytes, self.d2h_bytes, *(s.rows for s in self.segments))
         if any(not isinstance(size, int) or size < 0 for size in sizes) or any(s.past < 0 for s in self.segments):
             raise LayoutError(f"{self!r}: rows, tokens and bytes are whole numbers, zero or more")
@@ -235,7 +237,7 @@ class Layout:
         )
 
     def fits(self, step: Layout) -> bool:
-        """Whether a plan made for this layout is right for ``step``."""
+        """Whether a plan made for this layout gives right results for ``step``; its times may be off."""
         return step.decode <= self.decode and step.prefill_rows <= self.prefill_rows
 
 

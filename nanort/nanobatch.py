@@ -79,6 +79,11 @@ class _Cutter:
             self.wholes[root.index] = made
         else:
             rows = root.shape[root.batch]
+            if self.layout and rows == self.layout.decode == self.layout.prefill_rows:
+                raise BatchFlowError(
+                    f"input {root!r}: its {rows} rows may be decode or prefill rows, there are as many of both: "
+                    f"make an input of all {self.layout.rows} rows and use g.split"
+                )
             self.axes[root.index] = (root.batch, self._kind(rows))
             self.parts[root.index] = [(0, rows, made)]
 

@@ -67,6 +67,8 @@ class Node:
 
 def identity(argument: Any) -> str:
     """What tells an argument from others in a graph's fingerprint."""
+    if callable(argument) and hasattr(argument, "__qualname__"):
+        return f"{getattr(argument, '__module__', '')}.{argument.__qualname__}"  # its repr has an address
     if not isinstance(argument, Value):
         return repr(argument)
     return f"%{argument.index}" if argument.view is None else f"%{argument.index}{argument.shape}{argument.view!r}"

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from nanort.demand import Demand
-from nanort.errors import DemandError, GraphError
+from nanort.errors import DemandError, GraphError, ShapeError
 from nanort.layout import Cells
 
 AXES = ("infer", "rows", "whole")
@@ -52,8 +52,6 @@ class Op:
     axes: str
     cells: Mapping[int, Callable[..., Cells]]
     example: Callable[..., tuple[Any, ...]] | tuple[Any, ...] | None
-    parameters: tuple[str, ...] | None
-    defaults: tuple[Any, ...]
     takes_layout: bool
 
     def __post_init__(self) -> None:
@@ -80,6 +78,8 @@ class Op:
         result = (self.shape or self.reference)(*args, **static)
         if result is None:
             return ()
+        if isinstance(result, tuple) and len(result) == 1:
+            raise ShapeError(f"{self.name} returns a tuple of one: return the tensor itself")
         return result if isinstance(result, tuple) else (result,)
 
     def work(self, args: tuple[Any, ...], out: tuple[torch.Tensor, ...], static: Mapping[str, Any]) -> Demand:
@@ -142,7 +142,7 @@ def make_op(
     called: str = name or getattr(reference, "__name__", "") or type(reference).__name__
     if axes not in AXES or to not in ("", "device", "host"):
         raise GraphError(f"operator {called}: axes={axes!r} must be one of {AXES}, to={to!r} 'device' or 'host'")
-    positional, defaults, static = _signature(reference)
+    positional, static = _signature(reference)
     named = [*writes, *(cells or {})]
     if positional is None and named:
         raise GraphError(f"operator {called}: writes= and cells= name arguments, and its signature cannot be read")
@@ -161,24 +161,21 @@ def make_op(
         axes=axes,
         cells={position[argument]: rule for argument, rule in (cells or {}).items()},
         example=example,
-        parameters=positional,
-        defaults=defaults,
         takes_layout="layout" in static,
     )
 
 
-def _signature(reference: Callable[..., Any]) -> tuple[tuple[str, ...] | None, tuple[Any, ...], frozenset[str]]:
-    """Positional names (None where they cannot be read), their defaults from the right, keyword-only names."""
+def _signature(reference: Callable[..., Any]) -> tuple[tuple[str, ...] | None, frozenset[str]]:
+    """Positional names (None where they cannot be read), and keyword-only names."""
     try:
         parameters = inspect.signature(reference).parameters.values()
     except ValueError:  # builtins such as torch.softmax carry no signature
-        return None, (), frozenset()
+        return None, frozenset()
     if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
-        return None, (), frozenset()
-    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    defaults = tuple(p.default for p in positional if p.default is not p.empty)
+        return None, frozenset()
+    positional = tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
     static = frozenset(p.name for p in parameters if p.kind == p.KEYWORD_ONLY)
-    return tuple(p.name for p in positional), defaults, static
+    return positional, static
 
 
 @lru_cache(maxsize=1 << 16)

@@ -41,9 +41,11 @@ def kv_append(
         v=v,
         slots=slots,
     )
-    page, offset = slots // kv.shape[2], slots % kv.shape[2]
-    kv[page, 0, offset] = k
-    kv[page, 1, offset] = v
+    # Rows of (page, K or V, offset); unlike kv[page, 0, offset] = k this refuses slot -1, which is on the last page.
+    rows, size = kv.view(-1, *kv.shape[3:]), kv.shape[2]
+    keys = (slots // size * (2 * size) + slots % size).long()
+    rows.index_copy_(0, keys, k)
+    rows.index_copy_(0, keys + size, v)
 
 
 def _page_cells(layout: nr.Layout, needed: bool = False) -> Cells:

@@ -155,3 +155,10 @@ def test_a_step_appends_then_attends() -> None:
         outs.append(operate(q[low:high], kv, pages, positions, requests))
     exact = dense(q, found, torch.arange(10), torch.zeros(10, dtype=torch.int64))
     torch.testing.assert_close(torch.cat(outs), exact, rtol=1e-12, atol=1e-12)
+
+
+def test_a_negative_slot_is_refused() -> None:
+    kv, row = torch.zeros(3, 2, 4, 1, 2), torch.ones(1, 1, 2)
+    with pytest.raises(IndexError):
+        ops.kv_append(kv, row, row, torch.tensor([-1]))
+    assert not kv.any()

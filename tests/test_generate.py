@@ -149,3 +149,35 @@ def test_smollm2_knows_the_capital_of_france() -> None:
     with load_model("smollm2", nano_batches=(2,), policy="list", guard=False) as llm:
         completion = llm.generate(["The capital of France is"], SamplingParams(max_new_tokens=4))[0]
     assert completion.text == " Paris.\n\n"
+
+
+def test_two_streams_that_do_not_fit_side_by_side_are_told_so() -> None:
+    params = SamplingParams(max_new_tokens=4, ignore_eos=True)
+    with LLM(TINY, WEIGHTS, ByteTokenizer(), cache_tokens=32) as llm:
+        first = llm.stream([[1] * 23], params)
+        next(first)
+        with pytest.raises(CacheFullError, match="other streams hold 2 of 2 pages"):
+            llm.generate([[2] * 4], params)
+        assert len(list(first)) == 3
+
+
+def test_a_text_for_a_list_of_prompts_and_a_closed_model_are_refused() -> None:
+    with LLM(TINY, WEIGHTS, ByteTokenizer()) as llm, pytest.raises(RequestError, match="give a list of prompts"):
+        llm.generate("ab")
+    with pytest.raises(RequestError, match="closed"):
+        llm.generate(["ab"])
+
+
+def test_sizes_of_nothing_are_refused() -> None:
+    for sizes in ({"max_rows": 0}, {"page_size": 0}, {"cache_tokens": 0}):
+        with pytest.raises(RequestError, match="give at least 1 of each"):
+            LLM(TINY, WEIGHTS, ByteTokenizer(), **sizes)
+
+
+def test_a_last_token_that_happens_to_be_the_end_is_no_end_where_ends_are_ignored() -> None:
+    ends = ByteTokenizer()
+    with LLM(TINY, WEIGHTS, ends) as llm:
+        found = llm.generate([[7]], SamplingParams(max_new_tokens=1, ignore_eos=True))[0]
+        ends.eos_ids = frozenset(found.tokens)  # type: ignore[misc]  # as if the model had chosen it
+        assert llm.generate([[7]], SamplingParams(max_new_tokens=1, ignore_eos=True))[0].finish == "length"
+        assert llm.generate([[7]], SamplingParams(max_new_tokens=1))[0].finish == "eos"

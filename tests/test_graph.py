@@ -30,6 +30,7 @@ from nanort.errors import (
     UnknownInputError,
 )
 from nanort.graphs import synthetic
+from nanort.nodes import identity
 
 F32 = torch.float32
 FREE = nr.Demand()
@@ -607,3 +608,42 @@ def test_graphs_print_and_become_networkx() -> None:
     digraph = g.to_networkx()
     assert networkx.is_directed_acyclic_graph(digraph)
     assert list(digraph.edges(data="reason")) == [("change", "total", "state")]
+
+
+def test_equal_literals_of_other_types_are_other_calls() -> None:
+    g = nr.Graph("g")
+    x = g.input("x", (3,), torch.int32)
+    whole, real = (g.call(torch.mul, x, by, demand=nr.Demand(flops=3)) for by in (2, 2.0))
+    assert (whole.dtype, real.dtype) == (torch.int32, torch.float32)
+
+
+def test_what_changes_a_state_is_kept_where_one_argument_is_empty() -> None:
+    @nr.op(demand=nr.Demand(flops=1), writes=("state",))
+    def bump(state: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
+        state += a.sum() + b.sum()
+
+    g = nr.Graph("g")
+    bump(g.state("s", (1,), torch.float32), g.input("a", (3,), torch.float32), g.input("b", (0,), torch.float32))
+    assert len(g.nodes) == 1
+
+
+@pytest.mark.parametrize("sms", [(64, 8), (-5, -1), 64])
+def test_pins_that_are_no_range_of_sms_are_refused(sms: Any) -> None:
+    g = nr.Graph("g")
+    with pytest.raises(DemandError, match=r"test_graph.py:\d+: relu: sms="):
+        g.call(torch.relu, g.input("x", (3,), torch.float32), demand=nr.Demand(flops=3), sms=sms)
+
+
+def test_a_tuple_of_one_result_is_refused() -> None:
+    g = nr.Graph("g")
+    with pytest.raises(ShapeError, match="return the tensor itself"):
+        g.call(lambda x: (x + 1,), g.input("x", (3,), torch.float32), demand=nr.Demand(flops=3))
+
+
+def test_a_method_and_a_function_among_the_arguments_have_fingerprints() -> None:
+    g = nr.Graph("g")
+    x = g.input("x", (3,), torch.float32)
+    g.call(torch.Tensor.relu, x, demand=nr.Demand(flops=3))
+    g.call(lambda x, *, by: by(x), x, demand=nr.Demand(flops=3), by=torch.neg)
+    assert "0x" not in repr([identity(node.op.reference) for node in g.nodes])
+    assert len(g.fingerprint) == 64

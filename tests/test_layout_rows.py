@@ -163,3 +163,8 @@ def test_sizes_that_do_not_add_up_are_refused() -> None:
         layout.cut([-1, 6])
     with pytest.raises(SizesError, match="rows 3:6 lie outside the 5 rows"):
         layout.narrow(3, 6)
+
+
+def test_a_list_of_segments_is_refused_with_the_way_out() -> None:
+    with pytest.raises(LayoutError, match=r"a tuple of nr\.Segment"):
+        nr.Layout(prefill=[nr.Segment(4)])  # type: ignore[arg-type]  # wrong on purpose

@@ -45,4 +45,4 @@ def test_shell_line_names_what_exists(line: str) -> None:
         case "python" | "pytest":
             assert (ROOT / next(argument for argument in arguments if not argument.startswith("-"))).exists()
         case _:
-            assert name in {"git", "cd", "pip"}
+            assert name in {"git", "cd", "pip"} or line == ". .venv/bin/activate"

@@ -327,3 +327,21 @@ def test_no_fault_goes_unseen(many: list[Schedule]) -> None:
     for made in many:
         for mutation in mutations():
             refused(mutation(made))
+
+
+def test_two_lanes_of_one_group_cannot_both_have_all_its_sms() -> None:
+    graph = nr.Graph("pair")
+    x = graph.input("x", (1,), torch.bfloat16)
+    for name in ("one", "two"):
+        dags.node(graph, name, nr.Demand(flops=2e12), x)
+    serial = co_schedule(graph, H200, policy="serial")
+    lanes = streams((whole(H200, lanes=2),))
+    first, second = serial.assignments
+    moved = replace(second, stream=lanes[1].name, start=first.start, end=first.end)
+    plan = replace(
+        serial,
+        streams=lanes,
+        assignments=(first, moved),
+        outlooks=(replace(serial.outlooks[0], seconds=first.end), *serial.outlooks[1:]),
+    )
+    refused(plan, "more SM-seconds than there are")

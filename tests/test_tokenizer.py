@@ -233,7 +233,7 @@ def test_chat_template_is_found_in_its_places(tmp_path: Path) -> None:
         ([*HELLO, {"role": "user", "content": None}], "message 1 needs"),
         ([{"role": "user", "content": "a<end>system: b"}], "message 0 contains '<end>'"),
         ([{"role": "user<end>", "content": "a"}], "message 0 contains '<end>'"),
-        ([{"role": "tool", "content": "a"}], "chat template refuses these messages: no tools"),
+        ([{"role": "tool", "content": "a"}], "chat template fails on these messages: no tools"),
     ],
 )
 def test_messages_that_cannot_be_a_chat_are_refused(tmp_path: Path, messages: list[Any], message: str) -> None:
@@ -250,7 +250,7 @@ def test_a_chat_without_a_template_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("template", ["{% if %}", "{{ messages.append(1) }}", "{{ ''.__class__.__mro__ }}"])
 def test_a_template_that_is_broken_or_reaches_out_is_refused(tmp_path: Path, template: str) -> None:
     tokenizer = Tokenizer.of(write_folder(tmp_path, chat_template=template))
-    with pytest.raises(RequestError, match="chat template refuses"):
+    with pytest.raises(RequestError, match="chat template fails"):
         tokenizer.chat(HELLO)
 
 

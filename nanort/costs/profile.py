@@ -10,7 +10,8 @@ from dataclasses import astuple, dataclass, fields
 
 from nanort.costs import files
 from nanort.errors import CostError, FileError
-from nanort.nodes import Node
+from nanort.nodes import Node, identity
+from nanort.values import Value
 
 SCHEMA, VERSION = "nanort.profile", 1
 
@@ -172,7 +173,21 @@ _Call = tuple[str, tuple[tuple[int, ...], ...], str, float, float]
 def _call(node: Node) -> _Call:
     """What makes two calls take the same time."""
     shapes = tuple(value.shape for value in node.inputs)
-    return node.op.name, shapes, str(node.dtype).removeprefix("torch."), node.demand.flops, node.demand.hbm_bytes
+    dtype = str(node.dtype).removeprefix("torch.")
+    return _named(node), shapes, dtype, node.demand.flops, node.demand.hbm_bytes
+
+
+def _named(node: Node) -> str:
+    """The operator's name; with the function and the literals of the call, where these are not told by the name."""
+    literals = [
+        identity(argument) for argument in node.args if not isinstance(argument, Value) and argument is not None
+    ]
+    literals += [f"{key}={identity(argument)}" for key, argument in node.static.items() if key != "layout"]
+    lambdas = "<" in identity(node.op.reference)
+    line = (
+        [str(node.op.reference.__code__.co_firstlineno)] if lambdas and hasattr(node.op.reference, "__code__") else []
+    )
+    return f"{node.op.name}({', '.join(literals + line)})" if literals or line else node.op.name
 
 
 def _seconds(points: dict[int, float], sms: int, model: Callable[[int], float]) -> float:

@@ -31,6 +31,7 @@ class DemandTable:
 
 def demand_table(graph: Graph, device: Device) -> DemandTable:
     """What each operator of ``graph`` asks for; ``device`` says what binds it."""
+    graph.seal()
     costs, bounds = Costs(device), dict[str, Counter[str]]()
     sums: dict[str, list[float]] = {}
     for node in graph.nodes:

@@ -110,7 +110,9 @@ class CpuBackend:
             queue.put(None)
         for worker in self.workers:
             worker.join()
-        self.go, self.workers = {}, []
+        self.go, self.workers, self.bound = {}, [], {}
+        if self.last is not None:
+            self.last.env = []
 
     def _alone(self, run: _Run) -> None:
         """Runs the one stream in this thread."""

@@ -40,6 +40,8 @@ def profile(
     cpu = on or device("cpu")
     if cpu.kind != "cpu":
         raise CostError(f"this machine's cores cannot measure {cpu.name}: profile nr.device('cpu'), or load a profile")
+    if repeats < 1:
+        raise CostError(f"profile(..., {repeats=}): give at least one run")
     found: dict[Measurement, None] = {}
     before = torch.get_num_threads()
     try:
@@ -64,7 +66,9 @@ def _measured(
             counts = range(0)
         else:
             seen.add(key)
-            counts = range(max(1, least), (most or cpu.sms) + 1) if least else range(1)  # a transfer holds no core
+            counts = (
+                range(max(1, least), min(most or cpu.sms, cpu.sms) + 1) if least else range(1)
+            )  # a transfer holds no core
         for cores in counts:
             seconds = _seconds(node, args, max(1, cores), repeats)
             found.append(Measurement.of(node, REFERENCE, cores, seconds))

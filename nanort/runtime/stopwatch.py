@@ -7,6 +7,7 @@ from statistics import median
 
 import torch
 
+from nanort.errors import CostError
 from nanort.runtime.executor import Executor
 from nanort.scheduling.schedule import Schedule
 
@@ -31,6 +32,8 @@ class Stopwatch:
         repeats: int = 5,
         budget: float = 1.0,
     ) -> None:
+        if repeats < 1 or not budget > 0:
+            raise CostError(f"Stopwatch({repeats=}, {budget=}): give at least one run, and more than zero seconds")
         self.inputs = dict(inputs)
         self.constants = dict(constants or {})
         self.states = dict(states or {})

@@ -98,6 +98,11 @@ def _work(node: Node, costs: Costs) -> tuple[float, dict[str, float]]:
     return fastest.seconds, work
 
 
+def fewest_sms(node: Node, costs: Costs) -> float:
+    """Seconds of the whole device that a node needs at least; 0 where a profile says that nodes share SMs well."""
+    return _work(node, costs)[1]["sms"]
+
+
 def _telling_sms(node: Node, costs: Costs) -> set[int]:
     """SM counts among which the least seconds and the least SM-seconds are.
 

@@ -9,6 +9,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, NoReturn
 
 from nanort.errors import ScheduleError
+from nanort.scheduling.bounds import fewest_sms
 from nanort.scheduling.waits import exclusive
 
 if TYPE_CHECKING:
@@ -35,8 +36,8 @@ def check(schedule: Schedule) -> None:
     _precedence(schedule, slack)
     _groups(schedule, slack)
     _happens_before(schedule)
-    for resource in ("hbm", "h2d", "d2h", "net"):
-        _bandwidth(schedule, resource, slack)
+    for resource in ("sms", "hbm", "h2d", "d2h", "net"):
+        _capacity(schedule, resource, slack)
 
 
 def _each_node_once(schedule: Schedule) -> None:
@@ -144,17 +145,24 @@ def _happens_before(schedule: Schedule) -> None:
         clocks[a.node], latest[own] = clock, a.node
 
 
-def _bandwidth(schedule: Schedule, resource: str, slack: float) -> None:
-    """In no window of time do the nodes inside it need more of a bandwidth than there is.
+def _capacity(schedule: Schedule, resource: str, slack: float) -> None:
+    """In no window of time do the nodes inside it need more of a bandwidth, or of the SMs, than there is.
 
-    That is so just if earliest-deadline-first, with preemption, ends each node's transfers before the node ends.
+    That is so just if earliest-deadline-first, with preemption, gives each node its share before the node ends.
     """
     jobs: list[Job] = []
     for a in schedule.assignments:
-        cost = schedule.costs.solo(schedule.graph.nodes[a.node], a.sms)
-        if work := getattr(cost, resource) * cost.seconds:
+        node = schedule.graph.nodes[a.node]
+        cost = schedule.costs.solo(node, a.sms)
+        work = fewest_sms(node, schedule.costs) if resource == "sms" else getattr(cost, resource) * cost.seconds
+        if work:
             jobs.append((a.start, a.end, work, a.name))
-    if late := latecomer(jobs, slack):
+    late = latecomer(jobs, slack)
+    if late and resource == "sms":
+        _refuse(
+            f"{late!r} cannot end in time: in some window that it closes, nodes need more SM-seconds than there are"
+        )
+    if late:
         _refuse(
             f"{late!r} cannot move its bytes before it ends: in some window of time that it closes, nodes need more "
             f"{resource} bandwidth than {schedule.device.name} has"
@@ -183,4 +191,4 @@ def latecomer(jobs: Iterable[Job], slack: float) -> str:
 
 
 def _refuse(what: str) -> NoReturn:
-    raise ScheduleError(f"{what}: plan again with nr.co_schedule, or mend the schedule")
+    raise ScheduleError(f"{what}: plan again with nr.co_schedule, or correct the schedule")

@@ -38,7 +38,7 @@ def co_schedule(
     device: Device,
     *,
     policy: str = "auto",
-    nano_batches: Sequence[int | Sequence[int]] | None = None,
+    nano_batches: int | Sequence[int | Sequence[int]] | None = None,
     per_op: Mapping[str, int] | None = None,
     effort: int | None = None,
     seconds: float | None = None,
@@ -68,11 +68,14 @@ def co_schedule(
     Raises:
         CapacityError: the device has too few SMs or too little memory.
         SplitError: the graph cannot be cut in any of the ways asked for.
-        PolicyError: no structure has the streams that nodes are pinned to.
+        PolicyError: the policy is unknown, or no structure has the streams that nodes are pinned to.
+        CostError: the profile is of another device.
         ScheduleError: a budget that cannot be.
     """
     if nano_batches is None:
         nano_batches = (1, 2) if any(root.batch is not None for root in graph.roots) else (1,)
+    if isinstance(nano_batches, int):
+        nano_batches = (nano_batches,)
     _refuse_budgets(policy, nano_batches, effort, seconds)
     _refuse_excess(graph.seal(), device)
     deadline = math.inf if seconds is None else time.monotonic() + seconds
@@ -103,7 +106,7 @@ def co_schedule(
 
 def _refuse_budgets(policy: str, nano_batches: Sequence[object], effort: int | None, seconds: float | None) -> None:
     if policy not in POLICIES:
-        raise PolicyError(f"policy={policy!r} is none that there is: give one of {', '.join(POLICIES)}")
+        raise PolicyError(f"there is no policy {policy!r}: give one of {', '.join(POLICIES)}")
     if not nano_batches:
         raise ScheduleError("nano_batches=() leaves nothing to try: give (1,) for the graph as it is")
     if effort is not None and (not isinstance(effort, int) or effort < 1):

@@ -10,7 +10,7 @@ from typing import Any
 from nanort.costs import files
 from nanort.costs.profile import Profile
 from nanort.devices import Datasheet, Device
-from nanort.errors import FileError, ForeignFileError
+from nanort.errors import DeviceError, FileError, ForeignFileError, SplitError
 from nanort.graph import Graph
 from nanort.partition import Group, Stream
 from nanort.scheduling.schedule import Assignment, Outlook, Schedule, Split
@@ -81,7 +81,10 @@ def load(path: str | os.PathLike[str], source: Graph, profile: Profile | None) -
         which = f"the profile {data['profile'][:12]}" if data["profile"] else "no profile"
         raise ForeignFileError(f"{path} rests on {which}: give Schedule.load(..., profile=) the same, or plan again")
     split = _split(data["split"], f"{path}: split")
-    graph = split.cut(source) if split else source
+    try:
+        graph = split.cut(source) if split else source
+    except SplitError as error:
+        raise FileError(f"{path}: split: {error}") from error
     index = {node.name: node.index for node in graph.nodes}
 
     def node(name: str, where: str) -> int:
@@ -158,4 +161,7 @@ def _device(value: Any, where: str) -> Device:
     for flops in (found["flops"], sheet["flops"]):
         flops |= files.record(flops, f"{where}: flops", dict.fromkeys(flops, float))
     saturation = files.row(found["hbm_saturation_sms"], f"{where}: hbm_saturation_sms", (int, int))
-    return Device(**found | {"datasheet": Datasheet(**sheet), "hbm_saturation_sms": tuple(saturation)})
+    try:
+        return Device(**found | {"datasheet": Datasheet(**sheet), "hbm_saturation_sms": tuple(saturation)})
+    except DeviceError as error:
+        raise FileError(f"{where}: {error}") from error

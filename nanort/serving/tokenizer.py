@@ -106,8 +106,8 @@ class Tokenizer:
         try:
             template = environment.from_string(self._chat_template)
             prompt: str = template.render(messages=messages, add_generation_prompt=True, **self._special_names)
-        except jinja2.TemplateError as error:
-            raise RequestError(f"the model's chat template refuses these messages: {error}") from error
+        except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+            raise RequestError(f"the model's chat template fails on these messages: {error}") from error
         return prompt
 
 

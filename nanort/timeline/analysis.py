@@ -133,7 +133,7 @@ class Overlap:
         whole = sum(self.streams) or 1.0
         named = [(units.counted(count, "stream"), seconds) for count, seconds in enumerate(self.streams)]
         named += [(f"{a} beside {b}", seconds) for (a, b), seconds in self.pairs.items()]
-        return [f"{name} {units.percent(seconds / whole)}" for name, seconds in named if seconds]
+        return [f"{name} {units.percent(seconds / whole)}" for name, seconds in named if seconds > 1e-9 * whole]
 
     def __str__(self) -> str:
         return "   ".join(self.shares())

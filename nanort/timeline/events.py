@@ -165,7 +165,7 @@ class Timeline:
         return tuple(sorted({activity.stream for activity in self.activities}, key=_natural))
 
     def utilization(self) -> dict[str, float]:
-        """Shares of the makespan times the capacity, 0 to 1: see :func:`nanort.timeline.analysis.utilization`."""
+        """Shares of the capacity, above 1 where caches served bytes: see :func:`.analysis.utilization`."""
         return analysis.utilization(self)
 
     def overlap(self) -> analysis.Overlap:

@@ -74,8 +74,10 @@ def _encoded(timeline: Timeline, plan: Timeline | None) -> Iterator[str]:
 def _encode(value: object) -> str:
     try:
         return json.dumps(value, allow_nan=False)
-    except ValueError as error:
-        raise FileError("a NaN or infinite figure cannot be saved: give finite work and bandwidths") from error
+    except (TypeError, ValueError) as error:
+        raise FileError(
+            f"a figure cannot be saved ({error}): give finite Python numbers as work and bandwidths"
+        ) from error
 
 
 def load(path: str | os.PathLike[str]) -> Timeline:

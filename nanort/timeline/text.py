@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import string
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -130,7 +131,7 @@ def _held(first: Array, last: Array, columns: int) -> Array:
 def _box(name: str, letter: str, fill: str, width: int) -> str:
     """A node ``width`` columns wide: its letter, its fill, and its name in the middle where it fits."""
     shown = units.plain(name)
-    for label in (shown, shown.rpartition(".")[2]):
+    for label in (shown, re.sub(r"^.*\.(?=\D)", "", shown)):
         if len(label) + 4 <= width:
             return letter + f" {label} ".center(width - 1, fill)
     return letter + fill * (width - 1)
