@@ -265,7 +265,7 @@ class Graph:
         index, scope = len(self.nodes), self._scope if scope is None else scope
         reads, writes = self._accesses(op, args, static, where)
         pinned = {other for pin in after for other in self._pinned(pin, where)}
-        called = self._claim(name, op.name, () if origin else scope, where)
+        called = self._claim(name or op.name, () if origin else scope, where if name and not origin else "")
         self._names[called] = index  # from here on nothing is refused
         outputs = tuple(
             self._root("node", called if single else f"{called}:{k}", shape, dtype, op.to or "device", node=index)
@@ -393,12 +393,12 @@ class Graph:
         self.roots.append(value)
         return value
 
-    def _claim(self, name: str | None, op: str, scope: tuple[tuple[str, Any], ...], where: str) -> str:
-        """The scope's labels, then the given name, or the operator's, with a number where it repeats."""
-        base = ".".join([*(f"{key}{label}" for key, label in scope), name or op])
+    def _claim(self, name: str, scope: tuple[tuple[str, Any], ...], where: str) -> str:
+        """The scope's labels and the name, with a number where that repeats; refused if ``where`` says who gave it."""
+        base = ".".join([*(f"{key}{label}" for key, label in scope), name])
         if base not in self._names:
             return base
-        if name is not None:
+        if where:
             raise DuplicateNameError(f"{where}: graph {self.name!r} already has a {base!r}: names are used once")
         while True:
             self._bases[base] += 1

@@ -490,3 +490,11 @@ def test_operator_that_takes_a_layout_refuses_rows_it_does_not_know() -> None:
 def test_batch_dimension_must_exist() -> None:
     with pytest.raises(ShapeError, match="has no dimension batch=2"):
         nr.Graph("bad").input("x", (8, 3), torch.float32, batch=2)
+
+
+def test_names_that_pieces_would_take_twice_are_numbered() -> None:
+    g = nr.Graph("g")
+    x, w = g.input("x", (8, 3), torch.float32, batch=0), g.constant("w", (2, 3), torch.float32)
+    first = g.call(torch.neg, w, demand=nr.Demand(flops=1), name="y/0")
+    g.output(first=first, y=g.call(torch.relu, x, demand=nr.Demand(flops=8), axes="rows", name="y"))
+    assert [node.name for node in nr.nano_batch(g, 2).nodes] == ["y/0", "y/0.1", "y/1"]

@@ -40,7 +40,7 @@ def lower(schedule: Schedule) -> Program:
     outputs = {name: placed.view(value) for name, value in graph.outputs.items()}
     return Program(
         graph.name, schedule.device, schedule.streams, tuple(placed.buffers), tuple(instructions), outputs,
-        schedule.timeline().activities, graph,
+        schedule.timeline().activities, graph, schedule.costs,
     )  # fmt: skip  # the fields in their order
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from nanort.costs.roofline import Costs
 from nanort.devices import Device
 from nanort.edges import Access
 from nanort.graph import Graph
@@ -116,6 +117,7 @@ class Program:
     outputs: Mapping[str, View]
     activities: tuple[Activity, ...]  # one per launch or copy, in order
     graph: Graph = field(compare=False)  # what its node numbers mean
+    costs: Costs = field(compare=False)  # what its plan rests on
 
     def __len__(self) -> int:
         return len(self.instructions)

@@ -71,7 +71,7 @@ class Executor:
         self._closed = False
         self._backend: Backend
         if backend == "sim":
-            self._backend = SimulatedBackend(self.program, schedule.costs if isinstance(schedule, Schedule) else None)
+            self._backend = SimulatedBackend(self.program)
             return
         graph = self.program.graph
         bound = bind(graph, constants or {}, ("constant",), "cpu") | bind(graph, states or {}, ("state",), "cpu")

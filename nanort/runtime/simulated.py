@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 import torch
 
-from nanort.costs.roofline import Costs
 from nanort.programs.program import Copy, Launch, Program
 from nanort.simulation.fluid import Jobs, Modes, replay
 from nanort.timeline.events import Timeline
@@ -15,30 +14,29 @@ from nanort.timeline.events import Timeline
 class SimulatedBackend:
     """Predicts a run of the program on its device."""
 
-    def __init__(self, program: Program, costs: Costs | None = None) -> None:
+    def __init__(self, program: Program) -> None:
         self.program = program
-        self.costs = costs or Costs(program.device)
         self._timeline: Timeline | None = None
 
     def run(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """No outputs: inputs are ignored, the timeline is the result."""
-        self._timeline = simulate_program(self.program, self.costs)
+        self._timeline = simulate_program(self.program)
         return {}
 
     @property
     def timeline(self) -> Timeline:
         """The predicted run."""
         if self._timeline is None:
-            self._timeline = simulate_program(self.program, self.costs)
+            self._timeline = simulate_program(self.program)
         return self._timeline
 
     def close(self) -> None:
         """Nothing is held."""
 
 
-def simulate_program(program: Program, costs: Costs) -> Timeline:
+def simulate_program(program: Program) -> Timeline:
     """What the fluid model says of ``program``: each stream in its order, waits kept, bandwidth and SMs shared."""
-    device = program.device
+    device, costs = program.device, program.costs
     steps = [step for step in program.instructions if isinstance(step, (Launch, Copy))]
     nodes = [program.graph.nodes[step.node] for step in steps]
     index = {stream.name: k for k, stream in enumerate(program.streams)}
