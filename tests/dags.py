@@ -31,7 +31,7 @@ def demand(kind: str, size: float) -> nr.Demand:
 
 def node(graph: nr.Graph, name: str, what: nr.Demand, *before: nr.Value, **pins: object) -> nr.Value:
     """A node of that demand which reads ``before``."""
-    made: nr.Value = graph.call(_touch, *before, demand=what, name=name, **pins)  # type: ignore[arg-type]
+    made: nr.Value = graph.call(_touch, *before, demand=what, name=name, **pins)
     return made
 
 

@@ -25,6 +25,7 @@ class Reference:
 def transformers_model(config: DecoderConfig, weights: dict[str, torch.Tensor]) -> LlamaForCausalLM:
     """transformers' Llama with our weights, float32 on the CPU."""
     settings = LlamaConfig(
+        architectures=["LlamaForCausalLM"],
         vocab_size=config.vocab,
         hidden_size=config.hidden,
         intermediate_size=config.ffn,

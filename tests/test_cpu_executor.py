@@ -369,7 +369,7 @@ def test_of_two_failures_at_once_one_is_told_whole() -> None:
 def test_result_that_is_no_tensor_is_the_failure_of_its_node() -> None:
     @nr.op(demand=WORK, shape=lambda x: torch.empty_like(x))
     def forgetful(x: torch.Tensor) -> torch.Tensor:
-        return None  # type: ignore[return-value]  # the mistake that is tried
+        return None  # the mistake that is tried
 
     graph = nr.Graph("forgetful")
     graph.output(y=double(forgetful(graph.input("x", (2, 2), torch.float32))))

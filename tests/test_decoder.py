@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import nanort as nr
+from greedy import transformers_model
 from nanort.errors import ModelError, UnsupportedModelError
 from nanort.graphs import CONFIGS, DecoderConfig, decoder, offload, random_weights
 
@@ -102,37 +103,12 @@ def serve(config: DecoderConfig, weights: Mapping[str, torch.Tensor], **how: Any
     return logits
 
 
-def hugging_face(config: DecoderConfig, weights: Mapping[str, torch.Tensor]) -> Any:
-    """The same model by transformers."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            architectures=["LlamaForCausalLM"],
-            vocab_size=config.vocab,
-            hidden_size=config.hidden,
-            intermediate_size=config.ffn,
-            num_hidden_layers=config.layers,
-            num_attention_heads=config.heads,
-            num_key_value_heads=config.kv_heads,
-            head_dim=config.head_dim,
-            rms_norm_eps=config.eps,
-            rope_parameters={"rope_type": "default", "rope_theta": config.theta},
-            tie_word_embeddings=config.tied,
-            max_position_embeddings=config.max_positions,
-        )
-    ).eval()
-    missing, unexpected = model.load_state_dict(dict(weights), strict=False)
-    assert (set(missing), unexpected) == ({"lm_head.weight"} if config.tied else set(), [])
-    return model
-
-
 @pytest.mark.parametrize(
     "config", [TINY, replace(TINY, tied=True, theta=500.0, kv_heads=1, head_dim=10)], ids=["tiny", "tied"]
 )
 def test_equals_hugging_face_token_for_token(config: DecoderConfig) -> None:
     weights = random_weights(config, torch.float32, seed=3)
-    model = hugging_face(config, weights)
+    model = transformers_model(config, weights)
     assert DecoderConfig.from_hf(model.config.to_dict()) == config
     assert config.parameters == sum(parameter.numel() for parameter in model.parameters())
     texts, ends = prompts(7, 5, 13), []

@@ -134,7 +134,7 @@ def test_wrong_tensors_are_refused_when_they_are_bound(
     given[f"{kind}s"] = changed(given[f"{kind}s"], {name: wrong})
     threads = threading.enumerate()
     with pytest.raises(error) as caught:
-        nr.Executor(running_total(), **given)  # type: ignore[arg-type]  # wrong on purpose
+        nr.Executor(running_total(), **given)  # wrong on purpose
     assert message.format(kind=kind, name=name) in str(caught.value)
     assert threading.enumerate() == threads
 

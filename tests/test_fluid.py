@@ -26,12 +26,12 @@ def played(
     """Start and end of jobs (stream, seconds, share of HBM, SMs); on fewer SMs a job takes longer in proportion."""
     lane, seconds, hbm, sms = ([job[field] for job in plan] for field in range(4))
     jobs = Jobs(
-        list(lane),  # type: ignore[arg-type]
-        Modes(list(seconds), list(sms), (list(hbm),)),  # type: ignore[arg-type]
+        list(lane),
+        Modes(list(seconds), list(sms), (list(hbm),)),
         list(operators) or ["op"] * len(plan),
         lambda job, held: seconds[job] * sms[job] / held,
     )
-    start, end = replay(jobs, on, waits or [()] * len(plan), **options)  # type: ignore[arg-type]
+    start, end = replay(jobs, on, waits or [()] * len(plan), **options)
     return list(zip(start, end, strict=True))
 
 

@@ -87,7 +87,7 @@ def test_a_stream_given_up_gives_its_pages_back_and_threads_end() -> None:
         next(stream)
         assert llm.cache.used > 0
         assert threading.active_count() > before
-        stream.close()  # type: ignore[attr-defined]  # stream() returns a generator
+        stream.close()  # stream() returns a generator
         assert llm.cache.used == 0
     assert threading.active_count() == before
 
@@ -117,7 +117,7 @@ def test_prompts_that_cannot_be_served_are_refused_before_anything_runs(
 )
 def test_sampling_parameters_out_of_range_are_refused(params: dict[str, float]) -> None:
     with pytest.raises(RequestError, match="give"):
-        SamplingParams(**params)  # type: ignore[arg-type]  # wrong on purpose
+        SamplingParams(**params)  # wrong on purpose
 
 
 def test_a_batch_places_rows_tables_and_last_rows() -> None:
@@ -178,6 +178,6 @@ def test_a_last_token_that_happens_to_be_the_end_is_no_end_where_ends_are_ignore
     ends = ByteTokenizer()
     with LLM(TINY, WEIGHTS, ends) as llm:
         found = llm.generate([[7]], SamplingParams(max_new_tokens=1, ignore_eos=True))[0]
-        ends.eos_ids = frozenset(found.tokens)  # type: ignore[misc]  # as if the model had chosen it
+        ends.eos_ids = frozenset(found.tokens)  # as if the model had chosen it
         assert llm.generate([[7]], SamplingParams(max_new_tokens=1, ignore_eos=True))[0].finish == "length"
         assert llm.generate([[7]], SamplingParams(max_new_tokens=1))[0].finish == "eos"

@@ -333,7 +333,7 @@ def test_a_part_of_a_join_cannot_be_changed_in_place() -> None:
 def test_what_is_no_view_is_refused(index: object) -> None:
     x = nr.Graph("g").input("x", (4, 3), F32)
     with pytest.raises(ShapeError):
-        x[index]  # type: ignore[index]
+        x[index]
 
 
 def test_a_value_is_not_unpacked_by_accident() -> None:
@@ -400,18 +400,18 @@ def test_operators_called_again_get_numbers_and_scopes() -> None:
 @pytest.mark.parametrize("figure", [float("nan"), float("inf"), -1.0, "2", True])
 def test_a_demand_that_cannot_be(name: str, figure: object) -> None:
     with pytest.raises(DemandError, match=f"^{name}="):
-        nr.Demand(**{name: figure})  # type: ignore[arg-type]
+        nr.Demand(**{name: figure})
 
 
 @pytest.mark.parametrize("sms", [(-1, 2), (4, 2), (0, 3), 8, (1, 2, 3)], ids=str)
 def test_sms_that_are_no_range(sms: object) -> None:
     with pytest.raises(DemandError, match=r"^sms="):
-        nr.Demand(sms=sms)  # type: ignore[arg-type]
+        nr.Demand(sms=sms)
 
 
 def test_a_demand_function_that_goes_wrong_names_operator_and_line() -> None:
     bad = nr.op(demand=lambda x, out: nr.Demand(flops=-x.numel()), name="bad")(torch.clone)
-    nothing = nr.op(demand=lambda x, out: 3.0, name="nothing")(torch.clone)  # type: ignore[arg-type, return-value]
+    nothing = nr.op(demand=lambda x, out: 3.0, name="nothing")(torch.clone)
     x = nr.Graph("g").input("x", (2, 3), F32)
     for op, message in ((bad, "bad: flops=-6"), (nothing, "nothing returned 3.0")):
         here = where()

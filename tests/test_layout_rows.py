@@ -167,4 +167,4 @@ def test_sizes_that_do_not_add_up_are_refused() -> None:
 
 def test_a_list_of_segments_is_refused_with_the_way_out() -> None:
     with pytest.raises(LayoutError, match=r"a tuple of nr\.Segment"):
-        nr.Layout(prefill=[nr.Segment(4)])  # type: ignore[arg-type]  # wrong on purpose
+        nr.Layout(prefill=[nr.Segment(4)])  # wrong on purpose

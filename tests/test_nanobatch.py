@@ -312,7 +312,7 @@ def test_attention_waits_for_the_appends_it_reads_and_no_others(seed: int) -> No
     graph, given = random_dags.ragged(seed)
     rng = random.Random(seed)
     count = rng.randint(1, 5)
-    pieces = len(nr.nano_batch(graph, count).layout.cuts)  # type: ignore[union-attr]  # it has a layout
+    pieces = len(nr.nano_batch(graph, count).layout.cuts)  # it has a layout
     ragged = {node.op.name for node in graph.nodes if node.op.takes_layout}
     cut = nr.nano_batch(graph, count, {name: pieces * rng.randint(1, 3) for name in sorted(ragged)})
     appends = [node for node in cut.nodes if node.op.name == "append"]

@@ -25,7 +25,7 @@ H200 = nr.device("h200").with_(hbm_saturation_sms=(32, 32))
 
 def with_assignment(plan: Schedule, index: int, **changes: object) -> Schedule:
     changed = list(plan.assignments)
-    changed[index] = replace(changed[index], **changes)  # type: ignore[arg-type]
+    changed[index] = replace(changed[index], **changes)
     return replace(plan, assignments=tuple(sorted(changed, key=lambda a: a.start)))
 
 

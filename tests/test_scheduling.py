@@ -46,7 +46,7 @@ def mixed_step() -> nr.Graph:
 
 def planned(graph: nr.Graph, device: nr.Device, **options: object) -> Schedule:
     """A schedule of little effort, checked."""
-    schedule = co_schedule(graph, device, **{"effort": 24} | options)  # type: ignore[arg-type]
+    schedule = co_schedule(graph, device, **{"effort": 24} | options)
     schedule.check()
     return schedule
 
@@ -282,7 +282,7 @@ def test_constants_and_states_must_fit_in_memory() -> None:
 def test_budgets_that_cannot_be_are_refused(options: dict[str, object], error: type[Exception]) -> None:
     (name,) = options
     with pytest.raises(error, match=name):
-        co_schedule(dags.dag(0), H200, **options)  # type: ignore[arg-type]
+        co_schedule(dags.dag(0), H200, **options)
 
 
 def test_effort_is_the_number_of_schedules_judged() -> None:

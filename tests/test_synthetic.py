@@ -129,7 +129,7 @@ def test_every_result_matters() -> None:
 @pytest.mark.parametrize("wrong", [{"n": 0}, {"n": 4, "spread": 0.5}, {"n": 4, "variety": 2.0}])
 def test_parameters_that_cannot_be(wrong: dict[str, float]) -> None:
     with pytest.raises(GraphError, match="must be 1 or more"):
-        synthetic.layered(**wrong)  # type: ignore[arg-type]
+        synthetic.layered(**wrong)
 
 
 def test_tensors_of_integers_are_not_guessed() -> None:

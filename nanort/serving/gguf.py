@@ -108,7 +108,7 @@ def _reader(path: Path) -> Any:
     """The gguf package's reader of ``path``, or a TruncatedFileError."""
     base = demo_package("gguf").GGUFReader
 
-    class Bounded(base):  # type: ignore[misc, valid-type]
+    class Bounded(base):  # type: ignore[misc, valid-type]  # the base is imported late
         # Past the file's end numpy slices come back short instead of failing, so a damaged count would loop for hours.
         def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
             part = super()._get(offset, dtype, count, override_order)

@@ -63,7 +63,7 @@ def agree(
     **options: object,
 ) -> None:
     params = SamplingParams(max_new_tokens=COUNT, ignore_eos=True)
-    with LLM(*smollm2, **options) as llm:  # type: ignore[arg-type]  # passed through
+    with LLM(*smollm2, **options) as llm:  # passed through
         found = [list(done.tokens) for batch in batches for done in llm.generate(batch, params)]
         assert llm.cache.used == 0
     lines = close_calls(expected, found)

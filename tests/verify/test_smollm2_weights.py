@@ -66,7 +66,7 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
 def model(path: Path) -> Any:
     """The Llama of transformers, without weights."""
     config = transformers.AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
-    return transformers.AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    return transformers.AutoModelForCausalLM.from_config(config)
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +128,7 @@ def test_config_is_that_of_transformers(path: Path) -> None:
 
 
 def test_weights_are_those_of_transformers(path: Path, model: Any, weights: dict[str, torch.Tensor]) -> None:
-    read = load_gguf_checkpoint(str(path), return_tensors=True, model_to_load=model)  # type: ignore[no-untyped-call]
+    read = load_gguf_checkpoint(str(path), return_tensors=True, model_to_load=model)
     expected = read["tensors"]
     assert weights.keys() == expected.keys()
     for name, weight in weights.items():
