@@ -1,4 +1,4 @@
-"""DecoderConfig: the sizes of a Llama-style decoder, and the weights that follow from them."""
+"""DecoderConfig: the sizes of a Llama- or Mixtral-style decoder, and the weights that follow from them."""
 
 from __future__ import annotations
 
@@ -17,21 +17,30 @@ Weights = dict[str, tuple[tuple[int, ...], torch.dtype]]
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "LlamaForCausalLM": {},
     "MistralForCausalLM": {"num_key_value_heads": 8, "sliding_window": 4096},
+    "MixtralForCausalLM": {
+        "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-5,
+        "num_local_experts": 8,
+        "num_experts_per_tok": 2,
+    },
 }
 _ONLY: dict[str, Any] = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "sliding_window": None}
 
 
 @dataclass(frozen=True, slots=True)
 class DecoderConfig:
-    """The sizes of a Llama-style decoder: RMSNorm, rope, grouped-query attention, SiLU-gated FFN, no biases.
+    """The sizes of a Llama- or Mixtral-style decoder.
+
+    RMSNorm, rope, grouped-query attention and a SiLU-gated FFN, or a mixture of them as experts; no biases.
 
     Attributes:
-        hidden, ffn: width of the residual stream, and of the gated layer.
+        hidden, ffn: width of the residual stream, and of the gated layer (of each expert).
         heads, kv_heads, head_dim: query heads, heads of the KV cache, and the width of each.
         vocab: rows of the embedding.
         eps, theta: of RMSNorm and of rope.
         tied: whether the output projection is the embedding.
         max_positions: tokens that a request may have.
+        experts, experts_per_token: how many experts a layer has, and how many a token uses; 0 and 0 if it is dense.
 
     Raises:
         ModelError: a size that is not a positive whole number, or sizes that contradict each other.
@@ -48,6 +57,8 @@ class DecoderConfig:
     theta: float = 10_000.0
     tied: bool = False
     max_positions: int = 2048
+    experts: int = 0
+    experts_per_token: int = 0
 
     def __post_init__(self) -> None:
         for name in ("layers", "hidden", "ffn", "heads", "kv_heads", "head_dim", "vocab", "max_positions"):
@@ -62,6 +73,15 @@ class DecoderConfig:
             raise ModelError(f"tied={self.tied!r} must be true or false")
         if self.heads % self.kv_heads:
             raise ModelError(f"{self.heads} query heads cannot share {self.kv_heads} KV heads evenly")
+        per_token = self.experts_per_token
+        if not (
+            type(self.experts) is type(per_token) is int
+            and (0 < per_token <= self.experts or per_token == self.experts == 0)
+        ):
+            raise ModelError(
+                f"experts_per_token={per_token!r} of experts={self.experts!r} cannot be chosen: give 1 to all of them, "
+                "or 0 of 0 for a dense decoder"
+            )
         if self.head_dim % 2:
             raise ModelError(f"head_dim={self.head_dim} is odd: rope turns pairs of dimensions")
 
@@ -73,7 +93,9 @@ class DecoderConfig:
             UnsupportedModelError: another architecture, or a part of this one that would be computed wrongly.
             ModelError: a size that is missing or no whole number.
         """
-        config = {**_DEFAULTS[_architecture(config)], **config}
+        architecture = _architecture(config)
+        config = {**_DEFAULTS[architecture], **config}
+        mixture = architecture == "MixtralForCausalLM"
         if other := [f"{key}={config[key]!r}" for key, value in _ONLY.items() if config.get(key, value) != value]:
             raise UnsupportedModelError(f"{', '.join(other)} is not supported: only {_ONLY}")
         ropes = [config.get(key) or {} for key in ("rope_parameters", "rope_scaling")]
@@ -94,9 +116,11 @@ class DecoderConfig:
             head_dim=_whole(config, "head_dim", hidden // heads),
             vocab=_whole(config, "vocab_size"),
             eps=config.get("rms_norm_eps", 1e-6),
-            theta=config.get("rope_theta") or rope.get("rope_theta", 10_000.0),
+            theta=config.get("rope_theta") or rope.get("rope_theta", 1e6 if mixture else 10_000.0),
             tied=config.get("tie_word_embeddings", False),
             max_positions=_whole(config, "max_position_embeddings", 2048),
+            experts=_whole(config, "num_local_experts") if mixture else 0,
+            experts_per_token=_whole(config, "num_experts_per_tok") if mixture else 0,
         )
 
     @property
@@ -105,19 +129,32 @@ class DecoderConfig:
         return sum(math.prod(shape) for shape, _ in self.weights(torch.float32).values())
 
     def weights(self, dtype: torch.dtype) -> Weights:
-        """Shape and dtype of every weight, by its name in Hugging Face checkpoints."""
+        """Shape and dtype of every weight, by its name in Hugging Face checkpoints.
+
+        Those of experts are stacked: ``experts.w1`` (experts, ffn, hidden) is ``experts.0.w1``, ``experts.1.w1``, ...
+        """
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        layer = {
+        layer: dict[str, tuple[int, ...]] = {
             "input_layernorm": (self.hidden,),
             "self_attn.q_proj": (q, self.hidden),
             "self_attn.k_proj": (kv, self.hidden),
             "self_attn.v_proj": (kv, self.hidden),
             "self_attn.o_proj": (self.hidden, q),
             "post_attention_layernorm": (self.hidden,),
-            "mlp.gate_proj": (self.ffn, self.hidden),
-            "mlp.up_proj": (self.ffn, self.hidden),
-            "mlp.down_proj": (self.hidden, self.ffn),
         }
+        if self.experts:
+            layer |= {
+                "block_sparse_moe.gate": (self.experts, self.hidden),
+                "block_sparse_moe.experts.w1": (self.experts, self.ffn, self.hidden),
+                "block_sparse_moe.experts.w3": (self.experts, self.ffn, self.hidden),
+                "block_sparse_moe.experts.w2": (self.experts, self.hidden, self.ffn),
+            }
+        else:
+            layer |= {
+                "mlp.gate_proj": (self.ffn, self.hidden),
+                "mlp.up_proj": (self.ffn, self.hidden),
+                "mlp.down_proj": (self.hidden, self.ffn),
+            }
         shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens": (self.vocab, self.hidden)}
         for i in range(self.layers):
             shapes |= {f"model.layers.{i}.{name}": shape for name, shape in layer.items()}
@@ -132,6 +169,9 @@ CONFIGS = {
     "smollm2-135m": DecoderConfig(30, 576, 1536, 9, 3, 64, 49_152, theta=100_000.0, tied=True, max_positions=8192),
     "llama-3-8b": DecoderConfig(32, 4096, 14_336, 32, 8, 128, 128_256, theta=500_000.0, max_positions=8192),
     "llama-3-70b": DecoderConfig(80, 8192, 28_672, 64, 8, 128, 128_256, theta=500_000.0, max_positions=8192),
+    "mixtral-8x7b": DecoderConfig(
+        32, 4096, 14_336, 32, 8, 128, 32_000, theta=1e6, max_positions=32_768, experts=8, experts_per_token=2
+    ),
 }
 """Known decoders by name; "tiny" is for tests: its vocabulary is the bytes and one more."""
 
@@ -142,7 +182,7 @@ def random_weights(config: DecoderConfig, dtype: torch.dtype, seed: int = 0) -> 
     weights = {}
     for name, (shape, _) in config.weights(dtype).items():
         noise = torch.randn(shape, generator=generator)
-        weights[name] = (noise / math.sqrt(shape[-1]) if len(shape) == 2 else 1 + noise / 10).to(dtype)
+        weights[name] = (noise / math.sqrt(shape[-1]) if len(shape) > 1 else 1 + noise / 10).to(dtype)
     return weights
 
 

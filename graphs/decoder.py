@@ -1,4 +1,4 @@
-"""decoder: one step of a Llama-style decoder, its rows prefill or decode or both, over a paged KV cache."""
+"""decoder: one step of a Llama- or Mixtral-style decoder, its rows prefill or decode or both, over a paged KV cache."""
 
 from __future__ import annotations
 
@@ -114,8 +114,20 @@ class Step:
         return self.linear(i, "self_attn.o_proj", g.join(decode, prefill).reshape(-1, heads * dim))
 
     def ffn(self, i: int, x: nr.Value) -> nr.Value:
+        if self.config.experts:
+            return self.mixture(i, x)
         gate, up = self.linear(i, "mlp.gate_proj", x), self.linear(i, "mlp.up_proj", x)
         return self.linear(i, "mlp.down_proj", ops.silu_mul(gate, up))
+
+    def mixture(self, i: int, x: nr.Value) -> nr.Value:
+        """The gated layer of each row's experts, weighted and summed."""
+        layer = f"model.layers.{i}.block_sparse_moe"
+        w1, w2, w3 = (self.weights[f"{layer}.experts.{name}.weight"] for name in ("w1", "w2", "w3"))
+        experts, weights = ops.route(x, self.weights[f"{layer}.gate.weight"], top_k=self.config.experts_per_token)
+        gate = ops.expert_linear(x, experts, w1, name="expert_gate")
+        up = ops.expert_linear(x, experts, w3, name="expert_up")
+        y: nr.Value = ops.expert_combine(ops.silu_mul(gate, up), experts, weights, w2, name="expert_down")
+        return y
 
     def head(self, x: nr.Value, sampling: bool) -> None:
         """Names the outputs: logits of the rows that end a request's share of the step, and the next tokens."""

@@ -1,4 +1,4 @@
-"""Operators with their demands, imported as nanort.ops: those of a Llama decoder, and the copies around it.
+"""Operators with their demands, imported as nanort.ops: those of a decoder, and the copies around it.
 
 On tensors they compute; on Values they make nodes whose demand is known.
 
@@ -18,6 +18,7 @@ from nanort.ops.attention import decode_attention, prefill_attention
 from nanort.ops.embedding import embedding
 from nanort.ops.kv import kv_append, page_gather, page_scatter
 from nanort.ops.linear import linear
+from nanort.ops.moe import expert_combine, expert_linear, route
 from nanort.ops.norm import add_rms_norm, rms_norm
 from nanort.ops.rope import rope
 from nanort.ops.rows import gather, scatter
@@ -30,6 +31,8 @@ __all__ = [
     "argmax",
     "decode_attention",
     "embedding",
+    "expert_combine",
+    "expert_linear",
     "gather",
     "kv_append",
     "linear",
@@ -38,6 +41,7 @@ __all__ = [
     "prefill_attention",
     "rms_norm",
     "rope",
+    "route",
     "sample",
     "scatter",
     "silu_mul",
