@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 import dags
 import nanort as nr
 from nanort.costs import files
+from nanort.costs.exchange import Exchange
 from nanort.costs.profile import Measurement, Pair, Profile
 from nanort.costs.roofline import Costs, smooth_max
 from nanort.costs.table import demand_table
 from nanort.errors import CapacityError, CostError, FileError, NewerVersionError, TruncatedFileError
 from nanort.nodes import Node
+from nanort.scheduling.bounds import fewest_sms
 
 H200 = nr.device("h200").with_(hbm_saturation_sms=(64, 64))
 LAUNCH = H200.launch_seconds
@@ -186,6 +188,87 @@ def test_a_time_that_cannot_have_been_measured_is_refused(seconds: float) -> Non
         profile(("a", 8, seconds))
 
 
+# Exchanges.
+
+GEMV = ((0.1, 0.2), (0.2, 0.3), (0.4, 0.8), (0.8, 0.85), (0.9, 0.95))
+
+
+def exchanging(*points: tuple[float, float], measured: tuple[Measurement, ...] = ()) -> Costs:
+    return Costs(H200, Profile("h200", 132, "a test", measured, exchange={"_touch": points}))
+
+
+@pytest.mark.parametrize(("share", "performance"), [*GEMV, (0.05, 0.1), (0.3, 0.55), (0.95, 0.975), (1.0, 1.0)])
+def test_an_exchange_goes_straight_from_point_to_point(share: float, performance: float) -> None:
+    assert Exchange("gemv", GEMV).performance(share) == pytest.approx(performance, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "demand",
+    [
+        nr.Demand(flops=7.8e11),
+        nr.Demand(hbm_bytes=4.3e9),
+        nr.Demand(net_bytes=4.5e9, hbm_bytes=1e9),
+        nr.Demand.rigid(seconds=0.5, sms=(8, 132), hbm=0.8, d2h=0.1),
+    ],
+)
+def test_where_there_is_an_exchange_it_alone_says_what_fewer_sms_cost(demand: nr.Demand) -> None:
+    one = node(demand)
+    whole, costs = Costs(H200).solo(one, 132), exchanging((0.25, 0.5))
+    assert costs.solo(one, 132) == whole
+    for sms, performance in ((33, 0.5), (66, 2 / 3), (11, 1 / 6)):
+        cost = costs.solo(one, sms)
+        assert cost.seconds == pytest.approx(whole.seconds / performance, rel=1e-12)
+        for link in ("hbm", "h2d", "d2h", "net"):  # it moves the same bytes, so that two of them cannot have more
+            moved = getattr(cost, link) * cost.seconds
+            assert moved == pytest.approx(getattr(whole, link) * whole.seconds, rel=1e-12)
+
+
+def test_an_exchange_starts_from_measured_seconds() -> None:
+    measured = tuple(Measurement.of(node(WORK), "fused", sms, seconds) for sms, seconds in ((66, 9.0), (132, 0.5)))
+    cost = exchanging((0.5, 0.8), measured=measured).solo(node(WORK), 66)
+    assert (cost.seconds, cost.kernel) == (0.625, "fused")
+
+
+def test_an_exchange_leaves_other_operators_and_copies_alone() -> None:
+    copy = node(nr.Demand(h2d_bytes=5e7, sms=(0, 0)))
+    assert exchanging((0.25, 0.5)).solo(copy, 0) == Costs(H200).solo(copy, 0)
+    other = Costs(H200, Profile("h200", 132, "a test", [], exchange={"other": GEMV}))
+    assert other.solo(node(WORK), 33) == Costs(H200).solo(node(WORK), 33)
+
+
+@given(
+    st.lists(st.floats(0.01, 0.99), min_size=1, max_size=6, unique=True),
+    st.lists(st.floats(0.01, 1.0), min_size=6, max_size=6),
+    st.tuples(st.integers(1, 132), st.integers(1, 132)),
+)
+def test_bounds_know_where_an_exchange_is_cheapest(
+    shares: list[float], performances: list[float], span: tuple[int, int]
+) -> None:
+    costs = exchanging(*zip(sorted(shares), sorted(performances), strict=False))
+    one = node(nr.Demand.rigid(seconds=1.0, sms=(min(span), max(span))))
+    cheapest = min(sms * costs.solo(one, sms).seconds for sms in range(min(span), max(span) + 1)) / 132
+    assert fewest_sms(one, costs) == pytest.approx(cheapest, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "points",
+    [
+        ((0.2, 0.5), (0.4, 0.4)),
+        ((0.2, 0.5), (0.2, 0.6)),
+        ((0.0, 0.5),),
+        ((1.0, 0.5),),
+        ((0.5, 1.1),),
+        ((0.5, 0.0),),
+        ((float("nan"), 0.5),),
+        ((0.5, float("nan")),),
+        ((-0.5, -0.5),),
+    ],
+)
+def test_an_exchange_that_cannot_have_been_measured_is_refused(points: tuple[tuple[float, float], ...]) -> None:
+    with pytest.raises(CostError, match=r"exchange of '_touch': .* give shares that rise between 0 and 1"):
+        exchanging(*points)
+
+
 @pytest.mark.parametrize("slowdown", [0.9, float("nan"), float("inf")])
 def test_a_slowdown_that_cannot_have_been_measured_is_refused(slowdown: float) -> None:
     with pytest.raises(CostError, match="slowdowns are 1 or more"):
@@ -209,6 +292,23 @@ def test_a_profile_is_read_as_it_was_written(saved: Path) -> None:
     assert again.identity != profile(("a", 8, 1 / 3)).identity
 
 
+def test_an_exchange_is_read_as_it_was_written_and_names_its_plans(tmp_path: Path) -> None:
+    made = Profile("h200", 132, "a test", [], exchange={"gemv": reversed(GEMV), "as much as it holds": ()})
+    made.save(tmp_path / "profile.json")
+    again = Profile.load(tmp_path / "profile.json")
+    assert again.exchange == made.exchange == {name: made.exchange[name] for name in ("as much as it holds", "gemv")}
+    assert again.exchange["gemv"].points == GEMV
+    others = (profile(), Profile("h200", 132, "a test", [], exchange={"gemv": GEMV}))
+    assert again.identity == made.identity not in [other.identity for other in others]
+
+
+def test_profiles_of_the_first_version_are_read(saved: Path) -> None:
+    old = {key: value for key, value in json.loads(saved.read_text()).items() if key != "exchange"}
+    written = Profile.load(saved)
+    saved.write_text(json.dumps(old | {"version": 1}))
+    assert (Profile.load(saved).identity, Profile.load(saved).exchange) == (written.identity, {})
+
+
 def test_a_profile_that_is_cut_short_is_refused(saved: Path) -> None:
     text = saved.read_text()
     for length in range(0, len(text) - 2, 13):
@@ -221,7 +321,7 @@ def test_a_profile_that_is_cut_short_is_refused(saved: Path) -> None:
     ("key", "value", "error", "says"),
     [
         ("schema", "nanort.schedule", TruncatedFileError, "no nanort.profile file"),
-        ("version", 2, NewerVersionError, "reads up to 1: update nanort"),
+        ("version", 3, NewerVersionError, "reads up to 2: update nanort"),
         ("version", "1", FileError, "version is '1'"),
         ("sms", 1.5, FileError, "sms is 1.5, not of type int"),
         ("sms", True, FileError, "sms is True, not of type int"),
@@ -233,6 +333,10 @@ def test_a_profile_that_is_cut_short_is_refused(saved: Path) -> None:
         ("measurements", [["op", "a", [[1.5]], "bfloat16", 1.0, 1.0, 8, 0.5]], FileError, "measurement 0 is 1.5"),
         ("measurements", [["op", "a", [[1]], "bfloat16", 1.0, 1.0, 8, -1.0]], CostError, "more than zero seconds"),
         ("pairs", [["a", "b", 1.0, "x"]], FileError, "pair 0 is 'x'"),
+        ("exchange", [["a", [[0.1, 0.2]]], ["a", []]], FileError, "exchange 1: 'a' has one already"),
+        ("exchange", [["a", [0.1, 0.2]]], FileError, "exchange 0 is 0.1, not a list of 2"),
+        ("exchange", [["a", [[0.1, True]]]], FileError, "exchange 0 is True, not of type float"),
+        ("exchange", [["a", [[0.1, 1.5]]]], CostError, "exchange of 'a'"),
     ],
 )
 def test_a_profile_is_read_strictly(saved: Path, key: str, value: object, error: type[Exception], says: str) -> None:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import astuple, dataclass, fields
 
 from nanort.costs import files
+from nanort.costs.exchange import Exchange
 from nanort.errors import CostError, FileError
 from nanort.nodes import Node, identity
 from nanort.values import Value
 
-SCHEMA, VERSION = "nanort.profile", 1
+SCHEMA, VERSION = "nanort.profile", 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,19 +71,29 @@ class Profile:
         machine: what else tells it from others of its name: driver, clocks, host.
         measurements: seconds of calls alone.
         pairs: slowdowns of co-resident operators.
+        exchange: by operator, (share, performance) points: what it performs on a share (0 to 1) of the SMs while others
+            hold the rest, of what it performs alone on all of them. See :class:`Exchange`. Such an operator takes its
+            seconds on the whole device, measured, modelled or rigid, divided by its performance.
 
     Raises:
-        CostError: something was measured twice.
+        CostError: something was measured twice, or an exchange cannot have been measured.
     """
 
     def __init__(
-        self, device: str, sms: int, machine: str, measurements: Iterable[Measurement], pairs: Iterable[Pair] = ()
+        self,
+        device: str,
+        sms: int,
+        machine: str,
+        measurements: Iterable[Measurement],
+        pairs: Iterable[Pair] = (),
+        exchange: Mapping[str, Iterable[tuple[float, float]]] | None = None,
     ) -> None:
         self.device = device
         self.sms = sms
         self.machine = machine
         self.measurements = tuple(sorted(measurements, key=astuple))
         self.pairs = tuple(sorted(pairs, key=astuple))
+        self.exchange = {name: Exchange.of(name, points) for name, points in sorted((exchange or {}).items())}
         self.slowdowns = {(pair.first, pair.second): (pair.first_slowdown, pair.second_slowdown) for pair in self.pairs}
         self._points: dict[_Call, dict[str, dict[int, float]]] = {}
         for m in self.measurements:
@@ -97,9 +108,8 @@ class Profile:
             raise CostError("a pair of operators was measured twice: keep one measurement of each")
 
     def __repr__(self) -> str:
-        return (
-            f"Profile({self.device}, {self.machine!r}: {len(self.measurements)} measurements, {len(self.pairs)} pairs)"
-        )
+        counts = f"{len(self.measurements)} measurements, {len(self.pairs)} pairs, {len(self.exchange)} exchanges"
+        return f"Profile({self.device}, {self.machine!r}: {counts})"
 
     def fastest(self, node: Node, sms: int, model: Callable[[int], float]) -> tuple[float, str] | None:
         """Seconds and kernel of the fastest way to run ``node`` on ``sms`` SMs; None if it was never measured.
@@ -109,16 +119,24 @@ class Profile:
         kernels = self._points.get(_call(node), {})
         return min(((_seconds(points, sms, model), kernel) for kernel, points in kernels.items()), default=None)
 
+    def performance(self, node: Node, sms: int) -> float | None:
+        """What ``node`` performs on ``sms`` SMs, of what it does on the whole device; None if it has no exchange."""
+        exchange = self.exchange.get(node.op.name)
+        return exchange.performance(sms / self.sms) if exchange else None
+
     def measured_sms(self, node: Node) -> set[int]:
-        """The SM counts on which ``node`` was measured."""
+        """The SM counts on which ``node`` was measured; with the whole device, those between which one law holds."""
+        if (exchange := self.exchange.get(node.op.name)) is not None:
+            return exchange.knots(self.sms)
         return {sms for points in self._points.get(_call(node), {}).values() for sms in points}
 
     @property
     def identity(self) -> str:
         """A digest of all that was measured, by which plans name the profile they were made with."""
-        return hashlib.sha256(
-            repr((self.device, self.sms, self.machine, self.measurements, self.pairs)).encode()
-        ).hexdigest()
+        measured: tuple[object, ...] = (self.device, self.sms, self.machine, self.measurements, self.pairs)
+        if self.exchange:  # plans of profiles without one keep their names
+            measured += (tuple(self.exchange.values()),)
+        return hashlib.sha256(repr(measured).encode()).hexdigest()
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a JSON file, a measurement a line."""
@@ -133,6 +151,7 @@ class Profile:
                 "columns": [field.name for field in fields(Measurement)],
                 "measurements": [astuple(measurement) for measurement in self.measurements],
                 "pairs": [astuple(pair) for pair in self.pairs],
+                "exchange": [astuple(exchange) for exchange in self.exchange.values()],
             },
         )
 
@@ -144,8 +163,10 @@ class Profile:
             TruncatedFileError, NewerVersionError, FileError: the file cannot be read.
             CostError: it states figures that cannot have been measured.
         """
-        kinds = {"device": str, "sms": int, "machine": str, "columns": list, "measurements": list, "pairs": list}
-        data = files.record(files.read(path, SCHEMA, VERSION), str(path), kinds)
+        kinds = {"device": str, "sms": int, "machine": str}
+        kinds |= {"columns": list, "measurements": list, "pairs": list, "exchange": list}
+        found = {"exchange": []} | files.read(path, SCHEMA, VERSION)  # version 1 has none
+        data = files.record(found, str(path), kinds)
         if data["columns"] != [field.name for field in fields(Measurement)]:
             raise FileError(
                 f"{path}: columns are {data['columns']}, not {[field.name for field in fields(Measurement)]}"
@@ -164,7 +185,14 @@ class Profile:
             Pair(*files.row(line, f"{path}: pair {number}", (str, str, float, float)))
             for number, line in enumerate(data["pairs"])
         ]
-        return Profile(data["device"], data["sms"], data["machine"], measurements, pairs)
+        exchange: dict[str, list[tuple[float, float]]] = {}
+        for number, line in enumerate(data["exchange"]):
+            where = f"{path}: exchange {number}"
+            operator, points = files.row(line, where, (str, list))
+            if operator in exchange:
+                raise FileError(f"{where}: {operator!r} has one already: keep one of the two")
+            exchange[operator] = [tuple(files.row(point, where, (float, float))) for point in points]
+        return Profile(data["device"], data["sms"], data["machine"], measurements, pairs, exchange)
 
 
 _Call = tuple[str, tuple[tuple[int, ...], ...], str, float, float]

@@ -71,8 +71,18 @@ class Costs:
         return found
 
     def _solo(self, node: Node, sms: int) -> Cost:
-        demand, device, most = node.demand, self.device, node.span[1]
+        most = node.span[1]
         sms = sms if most is None else min(sms, most)
+        performance = self.profile.performance(node, sms) if self.profile and sms else None  # a copy holds no SMs
+        if performance is None:
+            return self._apart(node, sms)
+        whole = self._apart(node, self.device.sms)
+        hbm, h2d, d2h, net = (share * performance for share in (whole.hbm, whole.h2d, whole.d2h, whole.net))
+        return Cost(whole.seconds / performance, hbm, h2d, d2h, net, whole.kernel)
+
+    def _apart(self, node: Node, sms: int) -> Cost:
+        """What ``node`` takes on ``sms`` SMs with nothing beside it."""
+        demand, device = node.demand, self.device
         kernel = next(iter(node.op.kernels), REFERENCE) if device.kind == "cuda" else REFERENCE
         if demand.seconds is not None:
             return Cost(demand.seconds, demand.hbm, demand.h2d, demand.d2h, 0.0, kernel)
