@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from nanort.costs.profile import Profile
-from nanort.costs.roofline import Costs
+from nanort.costs.roofline import Cost, Costs
 from nanort.devices import Device
 from nanort.graph import Graph
 from nanort.nanobatch import nano_batch
@@ -137,9 +137,14 @@ class Schedule:
         return Costs(self.device, self.profile, self.saturation)
 
     @cached_property
+    def alone(self) -> tuple[Cost, ...]:
+        """What each assignment takes alone on the SMs that it holds."""
+        return tuple(self.costs.solo(self.graph.nodes[a.node], a.sms) for a in self.assignments)
+
+    @cached_property
     def bounds(self) -> Bounds:
-        """Seconds that no schedule of the cut graph can beat."""
-        return bounds(self.graph, self.costs)
+        """Seconds that no schedule of the cut graph on its groups of SMs can beat, nor any other."""
+        return bounds(self.graph, self.costs, self.partition)
 
     def check(self) -> None:
         """Judges it by itself, whatever made it.
