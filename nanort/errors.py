@@ -20,6 +20,7 @@ NanortError
 │   ├── InputDtypeError       a tensor of a wrong dtype
 │   └── InputDeviceError      a tensor on a wrong device
 ├── CostError                 a profile that is broken, stale or of another device
+├── ProblemError              a scheduling problem that cannot be solved as it is stated
 ├── ScheduleError             a schedule that breaks a constraint
 │   └── PolicyError           a policy that answered something impossible
 ├── ProgramError              a program that is malformed or racy
@@ -122,6 +123,10 @@ class InputDeviceError(InputError):
 
 class CostError(NanortError, ValueError):
     """A profile that is broken, stale or of another device."""
+
+
+class ProblemError(NanortError, ValueError):
+    """A scheduling problem that cannot be solved as it is stated."""
 
 
 class ScheduleError(NanortError):

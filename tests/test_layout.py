@@ -14,7 +14,7 @@ import nanort as nr
 from tree import HOMES, MODULES, ROOT, SOURCES
 
 VOCABULARY = [
-    "errors", "caller", "driver", "devices", "partition", "demand", "layout", "operators", "values",
+    "errors", "caller", "compiled", "driver", "devices", "partition", "demand", "layout", "operators", "values",
     "edges", "inference", "nodes", "eager", "graph", "batchflow", "nanobatch",
 ]  # fmt: skip
 STAGES = ["timeline", "costs", "simulation", "scheduling", "programs", "runtime"]
@@ -24,7 +24,7 @@ ROOMS = [*(f"nanort.{name}" for name in VOCABULARY + STAGES), FACADE, *(f"nanort
 """Every room of the house: a module imports from its own and from those before it."""
 
 LATE = {
-    "cuda", "dask", "gguf", "jinja2", "networkx", "ortools", "prometheus_client", "rich", "safetensors", "starlette",
+    "cuda", "dask", "gguf", "jinja2", "networkx", "numba", "ortools", "prometheus_client", "rich", "safetensors", "starlette",
     "tokenizers", "transformers", "triton", "typer", "uvicorn",
 }  # fmt: skip
 """What ``import nanort`` leaves to the functions that need it."""

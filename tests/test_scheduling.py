@@ -54,7 +54,7 @@ def planned(graph: nr.Graph, device: nr.Device, **options: object) -> Schedule:
 # What holds of every schedule.
 
 
-@pytest.mark.parametrize("policy", ["serial", "list", "auto"])
+@pytest.mark.parametrize("policy", ["serial", "list", "search"])
 @pytest.mark.parametrize("device", DEVICES)
 def test_schedules_of_random_graphs_are_valid_bounded_and_never_slower_than_serial(device: str, policy: str) -> None:
     for seed in range(25):
@@ -286,12 +286,28 @@ def test_budgets_that_cannot_be_are_refused(options: dict[str, object], error: t
 
 
 def test_effort_is_the_number_of_schedules_judged() -> None:
-    seen: list[tuple[int, int, float]] = []
-    schedule = planned(mixed_step(), H200, effort=9, progress=lambda *told: seen.append(told))
-    assert [judged for judged, _, _ in seen] == list(range(1, 10))
-    assert {effort for _, effort, _ in seen} == {9}
-    assert [best for _, _, best in seen] == sorted((best for _, _, best in seen), reverse=True)
-    assert (schedule.effort, schedule.truncated) == (9, False)
+    seen: list[tuple[int, int, float, float]] = []
+    schedule = planned(mixed_step(), H200, policy="list", effort=9, progress=lambda *told: seen.append(told))
+    assert [judged for judged, _, _, _ in seen] == list(range(1, schedule.effort + 1))
+    assert {effort for _, effort, _, _ in seen} == {9}
+    assert [best for _, _, best, _ in seen] == sorted((best for _, _, best, _ in seen), reverse=True)
+    assert all(bound <= best for _, _, best, bound in seen)
+    assert (schedule.effort, schedule.truncated) == (4, False), "a structure of two mechanisms, for two cuts"
+    for effort in (7, 100):
+        assert planned(mixed_step(), H200, effort=effort).effort == effort
+
+
+def test_an_interrupted_search_keeps_the_best_so_far() -> None:
+    for moment in (3, 150):  # while structures are tried, and while the best are tuned
+
+        def interrupt(judged: int, *_: float) -> None:
+            if judged >= moment:
+                raise KeyboardInterrupt
+
+        schedule = planned(mixed_step(), H200, effort=400, progress=interrupt)
+        assert schedule.truncated
+        assert any("interrupted after" in line for line in schedule.why)
+        assert schedule.outlooks[0].gain >= 1.0
 
 
 def test_more_effort_refines_the_plan() -> None:

@@ -98,7 +98,10 @@ def _precedence(schedule: Schedule, slack: float) -> None:
 
 
 def _groups(schedule: Schedule, slack: float) -> None:
-    """Nodes of different groups that share SMs never run at once."""
+    """Nodes of different groups that share SMs never run at once, and no group has more streams than lanes."""
+    for group in schedule.partition:
+        if len(on := [stream.name for stream in schedule.streams if stream.group == group]) > group.lanes:
+            _refuse(f"streams {on} are on group {group.name!r}, which has {group.lanes} lanes")
     rivals, lane = exclusive(schedule.streams), {stream.name: at for at, stream in enumerate(schedule.streams)}
     latest: list[Assignment | None] = [None] * len(schedule.streams)
     for a in schedule.assignments:

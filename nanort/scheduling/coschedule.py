@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib import metadata
 
+from nanort.compiled import COMPILES
 from nanort.costs.profile import Profile
 from nanort.devices import GIB, Device
 from nanort.errors import CapacityError, PolicyError, ScheduleError, SplitError
@@ -16,18 +17,27 @@ from nanort.nodes import Node
 from nanort.partition import WHOLE
 from nanort.scheduling import structures
 from nanort.scheduling.flat import Flat
-from nanort.scheduling.list_schedule import serial
+from nanort.scheduling.list_schedule import ORDERS, ListPolicy, serial
+from nanort.scheduling.policy import Policy
 from nanort.scheduling.schedule import Assignment, Outlook, Schedule, Split
 from nanort.scheduling.search import Found, Progress, Search
 from nanort.scheduling.structures import Structure
+from nanort.scheduling.tuning import part
 from nanort.scheduling.waits import waits
 from nanort.simulation.fluid import Trace
 from nanort.timeline.units import duration
 
-POLICIES = ("serial", "list", "auto")
-"""The baseline; the most promising structure of each mechanism; every structure, and the best one refined."""
+POLICIES: dict[str, tuple[Policy, ...]] = {
+    "serial": (),
+    "list": (ListPolicy(quick=True),),
+    "search": tuple(ListPolicy(order, borrow) for borrow in (False, True) for order in ORDERS),
+}
+"""The baseline; the most promising structure of each mechanism; every structure in every order, and the best refined."""
 
-NODES_BY_DEFAULT = 400_000
+LARGE = 20_000
+"""Nodes from which on "auto" is "list": a search would try too few of its structures to be one."""
+
+NODES_BY_DEFAULT = 2_400_000 if COMPILES else 400_000
 """Nodes that are placed in all the schedules judged by default: what a core does in a second or two."""
 
 Measure = Callable[[Schedule], float]
@@ -37,7 +47,7 @@ def co_schedule(
     graph: Graph,
     device: Device,
     *,
-    policy: str = "auto",
+    policy: str | Policy = "auto",
     nano_batches: int | Sequence[int | Sequence[int]] | None = None,
     per_op: Mapping[str, int] | None = None,
     effort: int | None = None,
@@ -53,7 +63,7 @@ def co_schedule(
     Args:
         graph: is sealed.
         device: what it runs on.
-        policy: one of ``POLICIES``.
+        policy: "serial", "list", "search", "auto" (search, or list for a large graph), or a policy of your own.
         nano_batches: the splits to try: counts of pieces, or their sizes; by default the uncut graph, and two pieces of
             one that has inputs with ``batch=``. The serial policy takes the first.
         per_op: other counts for some operators, in every split (see nano_batch).
@@ -63,7 +73,7 @@ def co_schedule(
         profile: measured costs.
         guard: whether the serial schedule is used where no other is predicted to beat it; else the best other is.
         measure: what tells the seconds of a schedule by running it; the faster of plan and serial schedule is kept.
-        progress: called with schedules judged, effort, and the best seconds so far.
+        progress: called with schedules judged, effort, the best seconds so far, and seconds that no cut can beat.
 
     Raises:
         CapacityError: the device has too few SMs or too little memory.
@@ -81,9 +91,12 @@ def co_schedule(
     deadline = math.inf if seconds is None else time.monotonic() + seconds
     source, is_serial = Flat(graph, device, profile), policy == "serial"
     cuts, uncut = _cuts(source, nano_batches[:1] if is_serial else nano_batches, per_op)
-    budget = effort or max(32, min(512, NODES_BY_DEFAULT // max(1, *map(len, cuts.values()))))
-    search = Search(source, [] if is_serial else list(cuts.values()), budget, deadline, seed, progress)
-    found = search.run(exhaustive=policy == "auto")
+    if policy == "auto":
+        policy = "list" if max(map(len, cuts.values())) > LARGE else "search"
+    budget = effort or max(64, min(8192, NODES_BY_DEFAULT // max(1, *map(part, cuts.values()))))
+    policies = POLICIES[policy] if isinstance(policy, str) else (policy,)
+    search = Search(source, list(cuts.values()), policies, budget, deadline, seed, progress)
+    found = search.run(refine=policy == "search")
     pinned, said = next((node for node in graph.nodes if node.stream not in (None, WHOLE)), None), list[str]()
     if found is not None and (found.worst.gain > 1.0 or pinned is not None or not guard):
         schedule = _planned(found, cuts, source)
@@ -98,15 +111,19 @@ def co_schedule(
         schedule,
         seed=seed,
         effort=search.judged,
-        truncated=search.truncated,
+        truncated=bool(search.stopped),
         why=(*said, *_given_up(search, cuts, schedule), *uncut),
         versions=tuple((package, metadata.version(package)) for package in ("nanort", "torch")),
     )
 
 
-def _refuse_budgets(policy: str, nano_batches: Sequence[object], effort: int | None, seconds: float | None) -> None:
-    if policy not in POLICIES:
-        raise PolicyError(f"there is no policy {policy!r}: give one of {', '.join(POLICIES)}")
+def _refuse_budgets(
+    policy: str | Policy, nano_batches: Sequence[object], effort: int | None, seconds: float | None
+) -> None:
+    if isinstance(policy, str) and policy not in (*POLICIES, "auto"):
+        raise PolicyError(f"there is no policy {policy!r}: give one of {', '.join(POLICIES)}, auto, or one of your own")
+    if not isinstance(policy, str) and not all(hasattr(policy, part) for part in ("name", "structures", "dispatch")):
+        raise PolicyError(f"{policy!r} is no policy: it needs a name, structures(work) and dispatch(work, structure)")
     if not nano_batches:
         raise ScheduleError("nano_batches=() leaves nothing to try: give (1,) for the graph as it is")
     if effort is not None and (not isinstance(effort, int) or effort < 1):
@@ -171,7 +188,7 @@ def _serial(search: Search, split: Split | None, flat: Flat) -> Schedule:
 
 def _planned(found: Found, cuts: Mapping[Split | None, Flat], source: Flat) -> Schedule:
     """The schedule of what the search found."""
-    flat = found.candidate.outline.flat
+    flat = found.candidate.work.flat
     split = next(split for split, cut in cuts.items() if cut is flat)
     outlooks = (found.worst, *(outlook for outlook in found.outlooks if outlook is not found.worst))
     return _schedule(source, split, flat, found.candidate.structure, found.trace, outlooks)
@@ -238,8 +255,8 @@ def _given_up(search: Search, cuts: Mapping[Split | None, Flat], chosen: Schedul
     unused = chosen.device.sms - chosen.device.partitionable_sms
     if chosen.mechanism.startswith(structures.ISOLATED) and unused:
         lines.append(f"{unused} of {chosen.device.sms} SMs fit in no group: only nodes on the whole device use them")
-    if search.truncated:
-        lines.append(f"time was up after {search.judged} of {search.effort} schedules")
+    if search.stopped:
+        lines.append(f"{search.stopped} after {search.judged} of {search.effort} schedules")
     if search.refused:
         lines.append(f"{len(search.refused)} plans were refused, the last since {search.refused[-1]}")
     return lines

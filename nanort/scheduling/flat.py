@@ -3,17 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from copy import copy
+from dataclasses import dataclass
+from functools import cached_property
 from math import inf
+
+import numpy as np
+import numpy.typing as npt
 
 from nanort.costs.profile import Profile
 from nanort.costs.roofline import Cost, Costs
 from nanort.devices import Device
 from nanort.graph import Graph
+from nanort.nodes import Node
 from nanort.partition import Stream
 from nanort.simulation.fluid import Modes
 from nanort.simulation.interference import Coresidence, coresidence
 
 LINKS = ("h2d", "d2h", "net")
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Arrays:
+    """The nodes by index: their kinds and classes, how many nodes each waits for, and both ends of edges, ptr to ptr."""
+
+    kinds: Ints
+    classes: Ints
+    missing: Ints
+    ptr: Ints
+    succs: Ints
+    pred_ptr: Ints
+    preds: Ints
 
 
 class Flat:
@@ -23,6 +46,9 @@ class Flat:
         preds, succs: indices of what runs before and after each node.
         kinds: the kind of each node; nodes of one kind cost the same everywhere.
         operators: the name of each node's operator.
+        pinned: the nodes that the user put on a stream.
+        classes, class_names: the class of each node; nodes called the same in different scopes, such as layers, are of
+            one class.
         examples: a node of each kind.
     """
 
@@ -38,15 +64,31 @@ class Flat:
         self._costs: dict[int, Costs] = {}
         self._kind_costs: dict[tuple[int, int], list[Cost]] = {}
         self._modes: dict[tuple[int, int], Modes] = {}
+        self._tables: dict[tuple[int, int], tuple[Floats, Ints, Floats]] = {}
         key, seen = self.costs(device.hbm_saturation_sms[1]).key, dict[Hashable, int]()
         self.kinds = [seen.setdefault(key(node), len(seen)) for node in graph.nodes]
         first = dict(zip(reversed(self.kinds), reversed(graph.nodes), strict=True))
         self.examples = [first[kind] for kind in range(len(seen))]
         self.operators = [node.op.name for node in graph.nodes]
+        names = dict[str, int]()
+        self.classes = [names.setdefault(_unscoped(node), len(names)) for node in graph.nodes]
+        self.class_names = list(names)
+        self.pinned = [node.index for node in graph.nodes if node.stream is not None]
         self.resources = ("hbm", *(link for link in LINKS if self._contended(link)))
 
     def __len__(self) -> int:
         return len(self.preds)
+
+    def prefix(self, count: int) -> Flat:
+        """The first ``count`` nodes: whatever they wait for is among them. Costs are shared with the whole."""
+        part = copy(self)
+        part.preds, part.kinds, part.classes = self.preds[:count], self.kinds[:count], self.classes[:count]
+        part.succs = [[succ for succ in succs if succ < count] for succs in self.succs[:count]]
+        part.operators = self.operators[:count]
+        part.pinned = [node for node in self.pinned if node < count]
+        part._modes = {}
+        vars(part).pop("arrays", None)
+        return part
 
     def costs(self, saturation: int) -> Costs:
         """The costs where so many SMs saturate device memory."""
@@ -69,13 +111,45 @@ class Flat:
         key = (saturation, sms)
         if key not in self._modes:
             costs = self.kind_costs(saturation, sms)
-            held = [sms if (most := node.span[1]) is None else min(sms, most) for node in self.examples]
+            held = self._held(sms)
             self._modes[key] = Modes(
                 [costs[kind].seconds for kind in self.kinds],
                 [held[kind] for kind in self.kinds],
                 tuple([getattr(costs[kind], name) for kind in self.kinds] for name in self.resources),
             )
         return self._modes[key]
+
+    @cached_property
+    def arrays(self) -> Arrays:
+        """The same as arrays, for machine code."""
+        ptr, pred_ptr = np.zeros((2, len(self) + 1), np.int64)
+        np.cumsum([len(succs) for succs in self.succs], out=ptr[1:])
+        np.cumsum([len(preds) for preds in self.preds], out=pred_ptr[1:])
+        return Arrays(
+            np.array(self.kinds, np.int64),
+            np.array(self.classes, np.int64),
+            np.array([len(preds) for preds in self.preds], np.int64),
+            ptr,
+            np.array([succ for succs in self.succs for succ in succs], np.int64),
+            pred_ptr,
+            np.array([pred for preds in self.preds for pred in preds], np.int64),
+        )
+
+    def table(self, saturation: int, sms: int) -> tuple[Floats, Ints, Floats]:
+        """What nodes of each kind take on a stream of ``sms`` SMs: seconds, SMs held, and shares [links, kinds]."""
+        key = (saturation, sms)
+        if key not in self._tables:
+            costs = self.kind_costs(saturation, sms)
+            self._tables[key] = (
+                np.array([cost.seconds for cost in costs], np.float64),
+                np.array(self._held(sms), np.int64),
+                np.array([[getattr(cost, name) for cost in costs] for name in self.resources], np.float64),
+            )
+        return self._tables[key]
+
+    def _held(self, sms: int) -> list[int]:
+        """SMs that a node of each kind holds on a stream of ``sms`` SMs."""
+        return [sms if (most := node.span[1]) is None else min(sms, most) for node in self.examples]
 
     def placed(self, saturation: int, streams: Sequence[Stream], lane: Sequence[int]) -> Modes:
         """What every node takes on the one of ``streams`` that ``lane`` has for it."""
@@ -102,3 +176,8 @@ class Flat:
             and (node.demand.engine != link or node.stream not in (None, link))
             for node in (*self.examples, *(node for node in self.graph.nodes if node.stream))
         )
+
+
+def _unscoped(node: Node) -> str:
+    """The name of a node without the labels of its scope, which graph.py puts before it."""
+    return node.name.removeprefix("".join(f"{key}{label}." for key, label in node.scope))

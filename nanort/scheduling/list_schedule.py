@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from heapq import heappop, heappush
-from itertools import accumulate
+from itertools import accumulate, zip_longest
 from math import inf
 
+import numpy as np
+
 from nanort.errors import CapacityError, PolicyError
-from nanort.scheduling.flat import Flat
-from nanort.scheduling.structures import CORESIDENT, Structure
-from nanort.simulation.fluid import Trace, simulate
+from nanort.scheduling import structures
+from nanort.scheduling.flat import Flat, Floats, Ints
+from nanort.scheduling.structures import ALONE, BOTH, COMPUTE, COPY, MEMORY, Structure
+from nanort.scheduling.workload import LIGHT, Workload
+from nanort.simulation.fluid import Trace
 
 PATH, FEED = "path", "feed"
+ROLES = (COMPUTE, MEMORY, LIGHT, ALONE)
+PLACES = {role: place for place, role in enumerate((*ROLES, ""))}
 ORDERS = (PATH, FEED)
 """What makes a node urgent: a long path to the end, or a short one to the next long memory-bound node."""
-
-LIGHT, COMPUTE, MEMORY = "light", "compute", "memory"
 
 
 def serial(flat: Flat, saturation: int) -> Trace:
@@ -26,173 +30,203 @@ def serial(flat: Flat, saturation: int) -> Trace:
     return Trace([0.0, *end[:-1]][: len(end)], end, [0] * len(end), list(range(len(end))))
 
 
-class Outline:
-    """What list scheduling knows of a graph before it has a structure.
+@dataclass(frozen=True, slots=True)
+class ListPolicy:
+    """Long memory-bound nodes go to the memory stream, long compute-bound ones to a compute stream.
+
+    Light ones go to whichever is idle: a norm must not queue behind a long read of the KV cache. A node that is ready
+    alone while all groups are idle gets the whole device.
 
     Attributes:
-        roles: of each kind: ``LIGHT`` if it is shorter than the mean node, otherwise ``MEMORY`` or ``COMPUTE`` by what
-            bounds it on the whole device.
-        counts: how many nodes there are of each kind.
-        path: seconds of the longest path from each node to the end, on the whole device.
+        order: one of ``ORDERS``.
+        borrow: whether an idle memory stream takes a compute-bound node, if that ends no later than it would on the
+            compute stream, and before the next long memory-bound node can be ready.
+        offsets: by class of nodes, seconds by which it is less urgent than its order says.
+        homes: by class, the role of the streams that it goes to, ``COMPUTE``, ``MEMORY``, ``LIGHT`` for either, or
+            ``ALONE`` for the whole device; "" leaves it as above.
+        quick: whether only the most promising structure of each mechanism is tried.
     """
 
-    def __init__(self, flat: Flat, saturation: int) -> None:
-        self.flat = flat
-        self.saturation = saturation
-        costs, sms = flat.costs(saturation), flat.device.sms
-        seconds, alone = flat.modes(saturation, sms).seconds, flat.kind_costs(saturation, sms)
-        kernels = [alone[kind].seconds for kind in flat.kinds if not flat.examples[kind].demand.engine]
-        mean = sum(kernels) / len(kernels) if kernels else 0.0
-        self.roles = [
-            LIGHT if cost.seconds < mean else COMPUTE if costs.bound_by(node) == "compute" else MEMORY
-            for node, cost in zip(flat.examples, alone, strict=True)
-        ]
-        self.path = [0.0] * len(flat)
-        for node in range(len(flat) - 1, -1, -1):
-            self.path[node] = seconds[node] + max((self.path[succ] for succ in flat.succs[node]), default=0.0)
-        self.counts = Counter(flat.kinds)
-        self._feeds: dict[int, list[float]] = {}
+    order: str = PATH
+    borrow: bool = False
+    offsets: tuple[float, ...] = ()
+    homes: tuple[str, ...] = ()
+    quick: bool = False
 
-    def feed(self, sms: int) -> list[float]:
-        """Seconds from the start of each node to the next long memory-bound one, on ``sms`` SMs; inf without one."""
-        if sms not in self._feeds:
-            flat, seconds = self.flat, self.flat.modes(self.saturation, sms).seconds
-            heavy = [self.roles[kind] == MEMORY for kind in flat.kinds]
-            feed = self._feeds[sms] = [inf] * len(flat)
-            for node in range(len(flat) - 1, -1, -1):
-                feed[node] = seconds[node] + min((0.0 if heavy[s] else feed[s] for s in flat.succs[node]), default=inf)
-        return self._feeds[sms]
+    @property
+    def name(self) -> str:
+        return (
+            f"list by {self.order}"
+            + (", borrowing" if self.borrow else "")
+            + (", tuned" if self.offsets or self.homes else "")
+        )
+
+    def structures(self, work: Workload) -> Iterable[Structure]:
+        """Every structure, the most promising of each mechanism in turn."""
+        rows = ranked(work)
+        return [one for row in rows[: 1 if self.quick else None] for one in row if not self.borrow or one.lanes(ALONE)]
+
+    def dispatch(self, work: Workload, structure: Structure) -> ListDispatch:
+        """Raises CapacityError or PolicyError where a pin cannot be kept."""
+        return ListDispatch(self, work, structure)
+
+    def urgency(self, work: Workload, structure: Structure) -> Floats:
+        """What sorts ready nodes, the most urgent first."""
+        keys = work.path_keys
+        if self.order == FEED:
+            keys = work.feed_keys(structure.streams[structure.lanes(COMPUTE, BOTH)[0]].sms)
+        return keys + np.array(self.offsets)[work.flat.arrays.classes] if self.offsets else keys
 
 
-def dispatch(
-    outline: Outline, structure: Structure, order: str = PATH, borrow: bool = False, offsets: Sequence[float] = ()
-) -> Trace:
-    """The plan of list scheduling in one structure.
+def ranked(work: Workload) -> list[list[Structure]]:
+    """Every structure with overlap: the most promising of each mechanism, the second of each, and so on."""
+    by_mechanism: dict[str, list[Structure]] = {}
+    for structure in structures.overlapping(work.device, work.engines):
+        by_mechanism.setdefault(structure.mechanism, []).append(structure)
+    for alike in by_mechanism.values():
+        alike.sort(key=lambda structure: estimate(work, structure))
+    return [[one for one in row if one is not None] for row in zip_longest(*by_mechanism.values())]
 
-    Args:
-        outline: the graph.
-        structure: its streams.
-        order: one of ``ORDERS``.
-        borrow: whether an idle memory group may take compute-bound nodes.
-        offsets: for each kind of node, seconds by which it is less urgent than its order says.
+
+def estimate(work: Workload, structure: Structure) -> float:
+    """Seconds that a structure needs were nothing to wait for anything, and nodes divisible between two groups.
+
+    Those that gain most from the larger group go there, until both groups are busy as long as each other.
+    """
+    counts = np.bincount(work.flat.arrays.kinds, minlength=len(work.flat.examples))
+    lanes = structure.lanes(COMPUTE, MEMORY, BOTH)
+    loads = [work.flat.table(work.saturation, structure.streams[lane].sms)[0] * counts for lane in lanes]
+    kernels = np.array([not node.demand.engine for node in work.flat.examples], bool)
+    if len(lanes) == 1 or structure.shares_sms:
+        return float(np.sum(loads[0], where=kernels))
+    here, there = (np.where(kernels & np.isfinite(load), load, 0.0) for load in loads[:2])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        order = np.argsort(np.where(there > 0, here / there, np.inf), kind="stable")
+    done, left = np.cumsum(here[order]), float(np.sum(there)) - np.cumsum(there[order])
+    split = int(np.searchsorted(done - left, 0.0))  # the kind that both groups share
+    if split == len(order):
+        return float(done[-1]) if len(done) else 0.0
+    first, rest = float(done[split] - here[order[split]]), float(left[split])
+    mine, theirs = float(here[order[split]]), float(there[order[split]])
+    part = (rest + theirs - first) / (mine + theirs) if mine + theirs else 0.0
+    return first + part * mine
+
+
+class Homes:
+    """The queue of every node: one for each role that nodes have, one for what fits nowhere else, one for each stream.
+
+    Attributes:
+        queue: of each node, as its role has it.
+        able: by kind and queue of a role, whether its nodes fit on all streams of that role.
+        pins: the queues of nodes that the user put on a stream.
+        serves: by stream, the queues that it takes nodes from.
 
     Raises:
-        PolicyError: a node is pinned to a stream that the structure does not have.
-        CapacityError: a node needs more SMs than its stream has.
-    """
-    flat, policy = outline.flat, _Dispatch(outline, structure, order, borrow, offsets)
-    shared = flat.coresidence(outline.saturation, structure.streams) if structure.mechanism == CORESIDENT else None
-    return simulate(len(flat), policy.modes, policy, shared)
-
-
-class _Dispatch:
-    """The policy of one structure.
-
-    Long memory-bound nodes go to the memory stream, long compute-bound ones to the compute stream, and light ones to
-    whichever of the two is idle: a norm must not queue behind a long read of the KV cache. A node that is ready alone
-    while both are idle gets the whole device. With ``borrow``, an idle memory stream takes a compute-bound node if that
-    ends no later than it would on the compute stream, and before the next long memory-bound node can be ready.
+        PolicyError, CapacityError: a pin cannot be kept.
     """
 
-    def __init__(
-        self, outline: Outline, structure: Structure, order: str, borrow: bool, offsets: Sequence[float]
-    ) -> None:
-        flat = outline.flat
-        self.modes = [flat.modes(outline.saturation, stream.sms) for stream in structure.streams]
-        self.compute, self.memory, self.alone = structure.compute, structure.memory, structure.alone
-        self.pinned: set[int] = set()
-        self.homes = _homes(flat, structure, outline.roles, self.pinned)
-        feed = outline.feed(structure.streams[self.compute].sms)
-        self.keys = _keys(outline.path, feed, order)
-        if offsets:
-            self.keys = [key + offsets[kind] for key, kind in zip(self.keys, flat.kinds, strict=True)]
-        self.after = [f - s for f, s in zip(feed, self.modes[self.compute].seconds, strict=True)]
-        self.borrow = borrow
-        self.succs = flat.succs
-        self.missing = [len(preds) for preds in flat.preds]
-        self.queues: list[list[tuple[float, int]]] = [[] for _ in range(len(structure.streams) + 1)]
-        self.light = self.queues[-1]
-        for node, missing in enumerate(self.missing):
-            if not missing:
-                heappush(self.queues[self.homes[node]], (self.keys[node], node))
-
-    def done(self, node: int) -> None:
-        """Queues what was waiting for ``node`` alone."""
-        for succ in self.succs[node]:
-            self.missing[succ] -= 1
-            if not self.missing[succ]:
-                heappush(self.queues[self.homes[succ]], (self.keys[succ], succ))
-
-    def next(self, lane: int, running: Sequence[int], left: Sequence[float]) -> int:
-        """The most urgent node for this stream."""
-        own, alone = self.queues[lane], self.alone
-        if lane != self.compute and lane != self.memory:
-            return self._alone(running) if lane == alone else heappop(own)[1] if own else -1
-        if alone >= 0 and (running[alone] >= 0 or self.queues[alone]):
-            return -1
-        if self.light and (not own or self.light[0] < own[0]):
-            return heappop(self.light)[1]
-        if own:
-            return heappop(own)[1]
-        return self._borrowed(running, left) if self.borrow and lane == self.memory else -1
-
-    def _alone(self, running: Sequence[int]) -> int:
-        """A node for the whole device, once both groups are idle: one that fits nowhere else, or the only one ready."""
-        if running[self.compute] >= 0 or running[self.memory] >= 0:
-            return -1
-        if own := self.queues[self.alone]:
-            return heappop(own)[1]
-        ready = [queue for queue in (self.queues[self.compute], self.queues[self.memory], self.light) if queue]
-        if len(ready) != 1 or len(ready[0]) != 1:
-            return -1
-        node = ready[0][0][1]
-        here, *there = (self.modes[lane].seconds[node] for lane in (self.alone, self.compute, self.memory))
-        return ready[0].pop()[1] if here < min(there) and node not in self.pinned else -1
-
-    def _borrowed(self, running: Sequence[int], left: Sequence[float]) -> int:
-        queue, busy = self.queues[self.compute], running[self.compute]
-        if not queue or busy < 0 or (node := queue[0][1]) in self.pinned:
-            return -1
-        here, there = self.modes[self.memory].seconds[node], self.modes[self.compute].seconds[node]
-        now = left[self.compute]
-        return heappop(queue)[1] if here <= min(now + there, now + self.after[busy]) else -1
-
-
-def _keys(path: list[float], feed: list[float], order: str) -> list[float]:
-    """What sorts ready nodes, the most urgent first."""
-    if order == PATH:
-        return [-seconds for seconds in path]
-    last = max((seconds for seconds in feed if seconds < inf), default=0.0) + max(path, default=0.0)
-    return [near if near < inf else last - far for near, far in zip(feed, path, strict=True)]
-
-
-def _homes(flat: Flat, structure: Structure, roles: list[str], pinned: set[int]) -> list[int]:
-    """The queue of each node: a stream's, or the last for light ones; ``pinned`` gets those that the user placed."""
-    saturation = flat.device.hbm_saturation_sms[1]
-    names = {stream.name: lane for lane, stream in enumerate(structure.streams)}
-    fits = [[cost.seconds < inf for cost in flat.kind_costs(saturation, stream.sms)] for stream in structure.streams]
-    shared = len(structure.streams) if structure.compute != structure.memory else structure.compute
-    homes = []
-    for kind, (node, role) in enumerate(zip(flat.examples, roles, strict=True)):
-        if engine := node.demand.engine:
-            homes.append(names[engine])
-            continue
-        able = [lane for lane in (structure.compute, structure.memory) if fits[lane][kind]]
-        if role == LIGHT and len(able) == 2:
-            homes.append(shared)
-        else:
-            choice = structure.memory if role == MEMORY else structure.compute
-            homes.append(choice if choice in able else able[0] if able else structure.alone)
-    found = [homes[kind] for kind in flat.kinds]
-    for index, node in enumerate(flat.graph.nodes):
-        if node.stream is not None:
+    def __init__(self, work: Workload, structure: Structure) -> None:
+        flat, streams = work.flat, structure.streams
+        self.work = work
+        self.first = len(ROLES)  # of the streams' own queues
+        lanes = {role: structure.lanes(role, BOTH) for role in (COMPUTE, MEMORY)}
+        lanes |= {LIGHT: structure.lanes(COMPUTE, MEMORY, BOTH), ALONE: structure.lanes(ALONE)}
+        self.serves = [
+            [at for at, role in enumerate(ROLES) if lane in lanes[role]] + [self.first + lane]
+            for lane in range(len(streams))
+        ]
+        least = {role: min((streams[at].sms for at in on), default=0) for role, on in lanes.items()}
+        engines = {stream.engine: lane for lane, stream in enumerate(streams) if stream.engine}
+        by_kind, self.able = list[int](), np.zeros((len(flat.examples), len(PLACES)), bool)
+        for kind, (node, role) in enumerate(zip(flat.examples, work.roles, strict=True)):
+            if (engine := node.demand.engine) in engines:
+                by_kind.append(self.first + engines[engine])
+                continue
+            self.able[kind, :-1] = [bool(lanes[one]) and node.span[0] <= least[one] for one in ROLES]
+            fitting = [at for at in (ROLES.index(role), 0, 1) if self.able[kind, at]]
+            by_kind.append(fitting[0] if fitting else ROLES.index(ALONE))
+        names = {stream.name: lane for lane, stream in enumerate(streams)}
+        self.pins: dict[int, int] = {}
+        for index in flat.pinned:
+            node = flat.graph.nodes[index]
             if node.stream not in names:
                 raise PolicyError(
                     f"{node.where}: {node.name} is pinned to stream {node.stream!r}, which {structure} plans lack"
                 )
-            found[index] = names[node.stream]
-            pinned.add(index)
-            if not fits[found[index]][flat.kinds[index]]:
-                least, have = node.span[0], structure.streams[found[index]].sms
-                raise CapacityError(f"{node.where}: {node.name} needs {least} SMs, stream {node.stream!r} has {have}")
-    return found
+            stream = streams[lane := names[node.stream]]
+            if not stream.engine and node.span[0] > stream.sms:
+                raise CapacityError(
+                    f"{node.where}: {node.name} needs {node.span[0]} SMs, stream {node.stream!r} has {stream.sms}"
+                )
+            self.pins[index] = self.first + lane
+        self.queue = np.array(by_kind, np.int64)[flat.arrays.kinds]
+        self.queue[list(self.pins)] = list(self.pins.values())
+
+    def queues(self, homes: Sequence[str]) -> Ints:
+        """The queue of each node, classes put where ``homes`` says as far as their nodes fit there."""
+        if not homes:
+            return self.queue
+        wanted = np.array([PLACES[role] for role in homes])[self.work.flat.arrays.classes]
+        found: Ints = np.where(self.able[self.work.flat.arrays.kinds, wanted], wanted, self.queue)
+        found[list(self.pins)] = list(self.pins.values())
+        return found
+
+
+class ListDispatch:
+    """The dispatch of one structure; nanort/scheduling/machine.py has the same in machine code."""
+
+    def __init__(self, policy: ListPolicy, work: Workload, structure: Structure) -> None:
+        self.homes = Homes(work, structure)
+        self.queue = self.homes.queues(policy.homes).tolist()
+        self.keys = policy.urgency(work, structure).tolist()
+        self.modes = [work.flat.modes(work.saturation, stream.sms) for stream in structure.streams]
+        self.queues: list[list[tuple[float, int]]] = [[] for _ in range(self.homes.first + len(structure.streams))]
+        self.roles = structure.roles
+        self.compute, self.memory = structure.lanes(COMPUTE), structure.lanes(MEMORY)
+        self.alone = next(iter(structure.lanes(ALONE)), -1)
+        if policy.borrow and self.compute:
+            compute = self.compute[0]
+            self.after = work.after(structure.streams[compute].sms).tolist()
+        self.borrow = policy.borrow
+
+    def ready(self, node: int) -> None:
+        """Queues it."""
+        heappush(self.queues[self.queue[node]], (self.keys[node], node))
+
+    def next(self, stream: int, running: Sequence[int], left: Sequence[float]) -> int:
+        """The most urgent node for this stream."""
+        role = self.roles[stream]
+        if role == ALONE:
+            return self._alone(stream)
+        if role != COPY and self.alone >= 0 and any(self.queues[at] for at in self.homes.serves[self.alone]):
+            return -1  # something waits for the whole device
+        best, least = -1, (inf, -1)
+        for at in self.homes.serves[stream]:
+            if (queue := self.queues[at]) and (best < 0 or queue[0] < least):
+                best, least = at, queue[0]
+        if best >= 0:
+            return heappop(self.queues[best])[1]
+        return self._borrowed(stream, running, left) if self.borrow and role == MEMORY else -1
+
+    def _alone(self, stream: int) -> int:
+        """A node for the whole device: one that fits nowhere else, or the only one that is ready."""
+        for at in self.homes.serves[stream]:
+            if self.queues[at]:
+                return heappop(self.queues[at])[1]
+        ready = [queue for queue in self.queues[: self.homes.first] if queue]
+        if len(ready) != 1 or len(ready[0]) != 1:
+            return -1
+        node = ready[0][0][1]
+        here = self.modes[stream].seconds[node]
+        there = min(self.modes[lane].seconds[node] for lane in (*self.compute, *self.memory))
+        return heappop(ready[0])[1] if here < there else -1
+
+    def _borrowed(self, stream: int, running: Sequence[int], left: Sequence[float]) -> int:
+        queue = self.queues[0]  # of COMPUTE
+        busy = min(self.compute, key=lambda lane: left[lane])
+        if not queue or running[busy] < 0:
+            return -1
+        node = queue[0][1]
+        here, there = self.modes[stream].seconds[node], self.modes[busy].seconds[node]
+        soon = left[busy] + min(there, self.after[running[busy]])
+        return heappop(queue)[1] if here <= soon else -1

@@ -10,6 +10,9 @@ from nanort.partition import WHOLE, Group, Stream, split, streams, whole
 
 SERIAL, COPIES, CORESIDENT, ISOLATED = "serial", "copies", "co-resident", "isolated"
 
+COMPUTE, MEMORY, BOTH, ALONE, COPY = "compute", "memory", "both", "alone", "copy"
+"""What a stream is for: nodes bound by one or the other, any node, a node that is ready alone, one copy engine."""
+
 
 @dataclass(frozen=True, slots=True)
 class Structure:
@@ -18,44 +21,99 @@ class Structure:
     The mechanisms:
         serial: one stream on the whole device, transfers included: what a framework does by itself.
         copies: the whole device, and a stream for each copy engine.
-        co-resident: two streams on the whole device, whose nodes share its SMs.
-        isolated: two disjoint groups, one for memory-bound nodes and one for compute-bound ones, and the whole device
-            for a node that is ready alone.
+        co-resident: several streams on the whole device, whose nodes share its SMs.
+        isolated: disjoint groups, and the whole device for a node that is ready alone.
+
+    Streams whose groups overlap without being the same exclude each other: the simulator never runs them together.
 
     Attributes:
-        compute, memory: the streams for compute-bound and for memory-bound nodes, as indices.
-        alone: the stream that excludes those two, or -1.
+        roles: what each stream is for, as list scheduling sees it.
     """
 
     mechanism: str
     groups: tuple[Group, ...]
     streams: tuple[Stream, ...]
-    compute: int = 0
-    memory: int = 0
-    alone: int = -1
+    roles: tuple[str, ...]
 
     def __str__(self) -> str:
         if self.mechanism != ISOLATED:
             return self.mechanism
         parts = sorted((group for group in self.groups if group.name != WHOLE), key=lambda group: group.name)
-        return f"{ISOLATED} {'+'.join(str(group.sms) for group in parts)} SMs"
+        lanes = ("" if group.lanes == 1 else f"x{group.lanes}" for group in parts)
+        return f"{ISOLATED} {'+'.join(f'{group.sms}{times}' for group, times in zip(parts, lanes, strict=True))} SMs"
+
+    @property
+    def shares_sms(self) -> bool:
+        """Whether nodes of several streams may hold SMs of one group at once."""
+        return any(group.lanes > 1 for group in self.groups)
+
+    def lanes(self, *roles: str) -> tuple[int, ...]:
+        """The streams that are for one of ``roles``, by index."""
+        return tuple(lane for lane, role in enumerate(self.roles) if role in roles)
 
 
 def serial(device: Device) -> Structure:
-    """One stream for everything."""
+    """One stream for everything, transfers included."""
     group = whole(device)
-    return Structure(SERIAL, (group,), streams((group,)))
+    return Structure(SERIAL, (group,), streams((group,)), (BOTH,))
+
+
+def copies(device: Device, engines: Sequence[str]) -> Structure:
+    """One stream on the whole device, and one for each of the copy ``engines``."""
+    group = whole(device)
+    return Structure(COPIES, (group,), streams((group,), engines), (BOTH, *_copy_roles(engines)))
+
+
+def coresident(device: Device, engines: Sequence[str] = (), roles: Sequence[str] = (COMPUTE, MEMORY)) -> Structure:
+    """A stream on the whole device for each of ``roles``."""
+    group = whole(device, lanes=len(roles))
+    return Structure(CORESIDENT, (group,), streams((group,), engines), (*roles, *_copy_roles(engines)))
+
+
+def isolated(
+    device: Device,
+    sizes: Sequence[int],
+    engines: Sequence[str] = (),
+    roles: Sequence[str] | None = None,
+) -> Structure:
+    """Disjoint groups of ``sizes`` SMs, a stream on each and one on the whole device, which excludes them.
+
+    ``roles`` says what each group is for; by default the first serves what memory binds, the others what compute binds.
+    ``"compute+memory"`` gives a group two streams, whose nodes are co-resident.
+
+    Raises:
+        CapacityError: the device cannot be split so.
+    """
+    told = list(roles) if roles is not None else [MEMORY, *[COMPUTE] * (len(sizes) - 1)]
+    parts = split(device, sizes)
+    lanes = [role.split("+") for role in told]
+    parts = tuple(Group(part.name, part.sms, part.units, len(on)) for part, on in zip(parts, lanes, strict=True))
+    # compute first: what it feeds decides when memory-bound nodes can start
+    order = sorted(range(len(parts)), key=lambda at: (MEMORY in lanes[at], -parts[at].sms))
+    groups = (whole(device), *(parts[at] for at in order))
+    named = (ALONE, *(role for at in order for role in lanes[at]), *_copy_roles(engines))
+    return Structure(ISOLATED, groups, streams(groups, engines), named)
 
 
 def overlapping(device: Device, engines: Sequence[str]) -> Iterator[Structure]:
-    """Every structure but the serial one; ``engines`` are the copy engines that some node uses."""
-    group, lanes = whole(device), whole(device, lanes=2)
+    """Every structure with two streams for kernels, or one beside the copy ``engines`` that some node uses."""
     if engines:
-        yield Structure(COPIES, (group,), streams((group,), engines))
-    yield Structure(CORESIDENT, (lanes,), streams((lanes,), engines), compute=0, memory=1)
-    grain, usable = device.sm_granularity, device.partitionable_sms
-    least = -(-device.sm_minimum // grain) * grain
-    for sms in range(least, usable - least + 1, grain):
-        memory, compute = split(device, (sms, usable - sms))
-        groups = (group, compute, memory)
-        yield Structure(ISOLATED, groups, streams(groups, engines), compute=1, memory=2, alone=0)
+        yield copies(device, engines)
+    yield coresident(device, engines)
+    for sms in sizes(device):
+        if device.partitionable_sms - sms >= least_group(device):
+            yield isolated(device, (sms, device.partitionable_sms - sms), engines)
+
+
+def sizes(device: Device) -> range:
+    """The SMs that a group can have."""
+    return range(least_group(device), device.partitionable_sms + 1, device.sm_granularity)
+
+
+def least_group(device: Device) -> int:
+    """SMs of the smallest group: a multiple of the granularity."""
+    return -(-device.sm_minimum // device.sm_granularity) * device.sm_granularity
+
+
+def _copy_roles(engines: Sequence[str]) -> tuple[str, ...]:
+    return (COPY,) * len(engines)

@@ -65,7 +65,21 @@ class Policy(Protocol):
         ...
 
 
-def simulate(count: int, modes: Sequence[Modes], policy: Policy, shared: Coresidence | None = None) -> Trace:
+@dataclass(frozen=True, slots=True)
+class Crossings:
+    """What it costs to follow a job of another stream: ``seconds`` for a job any of whose ``preds`` ran elsewhere."""
+
+    preds: Sequence[Sequence[int]]
+    seconds: float
+
+
+def simulate(
+    count: int,
+    modes: Sequence[Modes],
+    policy: Policy,
+    shared: Coresidence | None = None,
+    crossings: Crossings | None = None,
+) -> Trace:
     """Runs ``count`` jobs as ``policy`` starts them on streams, on which they take ``modes`` and may share SMs.
 
     Every round ends at least one job, so that there are at most ``count`` of them. Equal inputs give equal bits: ties
@@ -84,11 +98,14 @@ def simulate(count: int, modes: Sequence[Modes], policy: Policy, shared: Coresid
     while True:
         for lane in lanes:
             if running[lane] < 0 and (job := ask(lane, running, left)) >= 0:
-                mode = modes[lane]
+                mode, scale = modes[lane], 1.0
                 running[lane], left[lane], sms[lane] = job, mode.seconds[job], mode.sms[job]
+                if crossings and any(on[pred] != lane for pred in crossings.preds[job]):
+                    left[lane] += crossings.seconds
+                    scale = mode.seconds[job] / left[lane]
                 slack[lane] = left[lane] * TINY
                 for draw, share in zip(draws, mode.shares, strict=True):
-                    draw[lane] = share[job]
+                    draw[lane] = share[job] * scale
                 start[job], on[job] = now, lane
                 order.append(job)
                 busy.append(lane)
@@ -98,7 +115,10 @@ def simulate(count: int, modes: Sequence[Modes], policy: Policy, shared: Coresid
         rates = speeds
         for draw in draws:
             drawn = draw if speeds is full else [share * speed for share, speed in zip(draw, speeds, strict=True)]
-            if sum(drawn) > 1.0:
+            total = 0.0
+            for share in drawn:  # sum() rounds otherwise from Python 3.12 on
+                total += share
+            if total > 1.0:
                 filled = water_fill(drawn, weights)
                 rates = [min(rate, speed * fill) for rate, speed, fill in zip(rates, speeds, filled, strict=True)]
         if rates is full:
@@ -135,7 +155,9 @@ def water_fill(drawn: Sequence[float], weights: Sequence[float]) -> list[float]:
     [0.5625, 0.1875, 1.0]
     """
     got = [1.0] * len(drawn)
-    copies = sum(share for share, weight in zip(drawn, weights, strict=True) if not weight)
+    copies = 0.0
+    for share, weight in zip(drawn, weights, strict=True):
+        copies += 0.0 if weight else share
     if copies > 1.0:
         return [
             1.0 if not share else 0.0 if weight else 1.0 / copies for share, weight in zip(drawn, weights, strict=True)

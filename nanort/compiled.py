@@ -1,0 +1,24 @@
+"""compiled: plain Python functions on arrays, made machine code where numba is installed."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+COMPILES = importlib.util.find_spec("numba") is not None
+"""Whether there is a compiler; what is compiled says the same without it, and says it later."""
+
+
+def compiled(function: Function) -> Function:
+    """``function`` in machine code, kept on disk between processes; the function itself where numba is absent.
+
+    numba takes half a second to import, so modules that call this are imported where they are first needed.
+    """
+    if not COMPILES:
+        return function
+    from numba import njit
+
+    return cast(Function, njit(cache=True, nogil=True)(function))
