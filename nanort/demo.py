@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import inf
 from pathlib import Path
-from time import perf_counter
+from time import monotonic, perf_counter
 
 import torch
 from rich.console import Console, Group
@@ -23,6 +24,7 @@ from nanort.serving.plans import Plan
 from nanort.serving.sampling import SamplingParams
 from nanort.serving.weights import find_smollm2
 from nanort.timeline.events import Timeline
+from nanort.timeline.units import duration
 
 PROMPTS = (
     "What is the capital of France?",
@@ -32,6 +34,8 @@ PROMPTS = (
 )
 STEP = {"decode": 670, "context": 1280, "prefill": 1340}
 """670 requests decode at 1280 tokens each, and two prompt tokens come in for each that is generated."""
+PATIENCE, REDRAWN = 1.0, 0.1
+"""Seconds before a bar shows, and between two of its pictures."""
 
 
 def run_demo(out: Path, *, small: bool = False, console: Console | None = None) -> None:
@@ -93,7 +97,7 @@ def _predict(console: Console) -> Schedule:
     h200 = device("h200")
     graph = decoder_step(CONFIGS["llama-3-8b"], **STEP, dtype=torch.bfloat16)
     with progress_bar(console, "scheduling 32 layers") as bar:
-        schedule = co_schedule(graph, h200, progress=lambda judged, effort, _: bar(judged, effort))
+        schedule = co_schedule(graph, h200, progress=bar)
     _print(console, h200, graph, "", demand_table(graph, h200), "", _drawn(console, schedule.timeline()))
     _print(console, "", schedule.explain())
     return schedule
@@ -138,9 +142,28 @@ def _heading(console: Console, number: str, title: str) -> None:
 
 
 @contextmanager
-def progress_bar(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar that is told (done, of) and leaves nothing behind."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, of: bar.update(task, completed=done, total=of)
+def progress_bar(
+    console: Console, what: str, shown: Callable[[float], str] = duration
+) -> Iterator[Callable[..., None]]:
+    """A bar that is told (done, of), or (done, of, best, bound); it shows after a second and leaves nothing behind.
+
+    ``shown`` says the best and the bound. Where no terminal is, there is no bar.
+    """
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), TextColumn("{task.fields[found]}"))
+    bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    task, due = bar.add_task(what, total=None, found=""), monotonic() + PATIENCE
+
+    def told(done: int, of: int, best: float = inf, bound: float = 0.0) -> None:
+        nonlocal due
+        if (now := monotonic()) < due:
+            return
+        due = now + REDRAWN
+        found = f"best {shown(best)}, bound {shown(bound)}" if best < inf else ""
+        bar.update(task, completed=done, total=of, found=found)
+        bar.start()  # where it has started, this does nothing
+
+    try:
+        yield told
+    finally:
+        if bar.live.is_started:  # stopping a bar that never showed would leave an empty line
+            bar.stop()

@@ -393,6 +393,19 @@ def test_needed_again_whole() -> None:
     assert torch.allclose(found["total"], expected["total"])
 
 
+def test_what_is_changed_between_two_readings_of_the_whole_is_read_anew() -> None:
+    @nr.op(demand=WORK, writes=("x",), axes="rows")
+    def grow(x: torch.Tensor) -> None:
+        x += 1
+
+    graph = nr.Graph("grown")
+    y = double(graph.input("x", (ROWS, 3), torch.float32, batch=0))
+    for reading in range(3):
+        grow(y)
+        graph.output(**{f"total{reading}": total(y)})
+    same(graph, 2)
+
+
 # What cannot be.
 
 

@@ -300,7 +300,7 @@ def test_effort_is_the_number_of_schedules_judged() -> None:
 def test_an_interrupted_search_keeps_the_best_so_far() -> None:
     for moment in (3, 150):  # while structures are tried, and while the best are tuned
 
-        def interrupt(judged: int, *_: float) -> None:
+        def interrupt(judged: int, *_: float, moment: int = moment) -> None:
             if judged >= moment:
                 raise KeyboardInterrupt
 

@@ -7,10 +7,13 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import astuple, dataclass, fields
+from functools import cached_property
 
 from nanort.costs import files
 from nanort.costs.exchange import Exchange
-from nanort.errors import CostError, FileError
+from nanort.costs.provenance import Versions, machine, versions
+from nanort.devices import Device, device
+from nanort.errors import CostError, DeviceError, FileError
 from nanort.nodes import Node, identity
 from nanort.values import Value
 
@@ -36,6 +39,8 @@ class Measurement:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.seconds) and self.seconds > 0 and self.sms >= 0):
             raise CostError(f"{self}: a measurement takes more than zero seconds, on zero SMs (a copy engine) or more")
+        for name in ("flops", "hbm_bytes", "seconds"):  # as files have them: 64 and 64.0 would name two profiles
+            object.__setattr__(self, name, float(getattr(self, name)))
 
     @staticmethod
     def of(node: Node, kernel: str, sms: int, seconds: float) -> Measurement:
@@ -69,6 +74,7 @@ class Profile:
     Args:
         device, sms: name and SMs of the device.
         machine: what else tells it from others of its name: driver, clocks, host.
+        versions: packages that it was measured with; without any, nothing tells that it is stale.
         measurements: seconds of calls alone.
         pairs: slowdowns of co-resident operators.
         exchange: by operator, (share, performance) points: what it performs on a share (0 to 1) of the SMs while others
@@ -87,10 +93,12 @@ class Profile:
         measurements: Iterable[Measurement],
         pairs: Iterable[Pair] = (),
         exchange: Mapping[str, Iterable[tuple[float, float]]] | None = None,
+        versions: Versions = (),
     ) -> None:
         self.device = device
         self.sms = sms
         self.machine = machine
+        self.versions = versions
         self.measurements = tuple(sorted(measurements, key=astuple))
         self.pairs = tuple(sorted(pairs, key=astuple))
         self.exchange = {name: Exchange.of(name, points) for name, points in sorted((exchange or {}).items())}
@@ -130,12 +138,14 @@ class Profile:
             return exchange.knots(self.sms)
         return {sms for points in self._points.get(_call(node), {}).values() for sms in points}
 
-    @property
+    @cached_property
     def identity(self) -> str:
         """A digest of all that was measured, by which plans name the profile they were made with."""
         measured: tuple[object, ...] = (self.device, self.sms, self.machine, self.measurements, self.pairs)
-        if self.exchange:  # plans of profiles without one keep their names
+        if self.exchange:  # plans of profiles without keep their names
             measured += (tuple(self.exchange.values()),)
+        if self.versions:
+            measured += (self.versions,)
         return hashlib.sha256(repr(measured).encode()).hexdigest()
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -148,6 +158,7 @@ class Profile:
                 "device": self.device,
                 "sms": self.sms,
                 "machine": self.machine,
+                "versions": dict(self.versions),
                 "columns": [field.name for field in fields(Measurement)],
                 "measurements": [astuple(measurement) for measurement in self.measurements],
                 "pairs": [astuple(pair) for pair in self.pairs],
@@ -155,17 +166,28 @@ class Profile:
             },
         )
 
+    @property
+    def stale(self) -> str:
+        """Why it does not tell what operators take here and now; "" if nothing says so."""
+        running = dict(versions())
+        for package, version in self.versions:
+            if (now := running.get(package, version)) != version:
+                return f"it was measured with {package} {version}, and {now} is running"
+        if self.versions and self.machine != machine() and _is_here(self.device, self.sms):
+            return f"it was measured on {self.machine}, and this is {machine()}"
+        return ""
+
     @staticmethod
-    def load(path: str | os.PathLike[str]) -> Profile:
-        """The profile that :meth:`save` wrote.
+    def load(path: str | os.PathLike[str], *, stale: bool = False) -> Profile:
+        """The profile that :meth:`save` wrote; ``stale`` takes one of another machine or of other versions too.
 
         Raises:
             TruncatedFileError, NewerVersionError, FileError: the file cannot be read.
-            CostError: it states figures that cannot have been measured.
+            CostError: it states figures that cannot have been measured, or is stale.
         """
-        kinds = {"device": str, "sms": int, "machine": str}
+        kinds = {"device": str, "sms": int, "machine": str, "versions": dict}
         kinds |= {"columns": list, "measurements": list, "pairs": list, "exchange": list}
-        found = {"exchange": []} | files.read(path, SCHEMA, VERSION)  # version 1 has none
+        found = {"exchange": [], "versions": {}} | files.read(path, SCHEMA, VERSION)  # version 1 has neither
         data = files.record(found, str(path), kinds)
         if data["columns"] != [field.name for field in fields(Measurement)]:
             raise FileError(
@@ -192,7 +214,22 @@ class Profile:
             if operator in exchange:
                 raise FileError(f"{where}: {operator!r} has one already: keep one of the two")
             exchange[operator] = [tuple(files.row(point, where, (float, float))) for point in points]
-        return Profile(data["device"], data["sms"], data["machine"], measurements, pairs, exchange)
+        made_with = files.record(data["versions"], f"{path}: versions", dict.fromkeys(data["versions"], str))
+        profile = Profile(
+            data["device"], data["sms"], data["machine"], measurements, pairs, exchange, tuple(made_with.items())
+        )
+        if not stale and profile.stale:
+            raise CostError(f"{path} is stale: {profile.stale}: measure again, or take it as it is with stale=True")
+        return profile
+
+
+def _is_here(name: str, sms: int) -> bool:
+    """Whether this machine has a device of that name and size."""
+    try:
+        own = device("cpu") if name == "cpu" else Device.current()
+    except DeviceError:  # a GPU that the database does not know
+        return False
+    return (own.name, own.sms) == (name, sms)
 
 
 _Call = tuple[str, tuple[tuple[int, ...], ...], str, float, float]
@@ -202,7 +239,7 @@ def _call(node: Node) -> _Call:
     """What makes two calls take the same time."""
     shapes = tuple(value.shape for value in node.inputs)
     dtype = str(node.dtype).removeprefix("torch.")
-    return _named(node), shapes, dtype, node.demand.flops, node.demand.hbm_bytes
+    return _named(node), shapes, dtype, float(node.demand.flops), float(node.demand.hbm_bytes)
 
 
 def _named(node: Node) -> str:

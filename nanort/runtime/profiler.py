@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Iterable, Mapping
 from statistics import median
 from time import perf_counter
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 
 from nanort.costs.profile import Measurement, Profile
+from nanort.costs.provenance import machine, versions
 from nanort.costs.roofline import REFERENCE
 from nanort.devices import Device, device
 from nanort.eager import KINDS, Memory, bind
@@ -50,7 +50,7 @@ def profile(
                 found |= dict.fromkeys(_measured(graph, bind(graph.seal(), tensors, KINDS, "cpu"), cpu, repeats, found))
     finally:
         torch.set_num_threads(before)
-    return Profile(cpu.name, cpu.sms, f"{platform.machine()} torch {torch.__version__}", found)
+    return Profile(cpu.name, cpu.sms, machine(), found, versions=versions())
 
 
 def _measured(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -50,7 +51,7 @@ def simulate_program(program: Program) -> Timeline:
             shares=tuple([getattr(cost, link) for cost in alone] for link in ("hbm", "h2d", "d2h", "net")),
         ),
         operators=[node.op.name for node in nodes],
-        seconds_on=lambda job, held: costs.solo(nodes[job], held).seconds,
+        seconds_on=lambda job, held: costs.solo(nodes[job], held).seconds if nodes[job].span[0] <= held else math.inf,
     )
     waits = [[on for on, _ in activity.waits] for activity in program.activities]
     pairs = costs.profile.slowdowns if costs.profile else None

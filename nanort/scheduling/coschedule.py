@@ -11,11 +11,12 @@ from importlib import metadata
 from nanort.compiled import COMPILES
 from nanort.costs.profile import Profile
 from nanort.devices import GIB, Device
-from nanort.errors import CapacityError, PolicyError, ScheduleError, SplitError
+from nanort.errors import CapacityError, PolicyError, ScheduleError
 from nanort.graph import Graph
 from nanort.nodes import Node
 from nanort.partition import WHOLE
 from nanort.scheduling import structures
+from nanort.scheduling.cuts import cut, worth_trying
 from nanort.scheduling.flat import Flat
 from nanort.scheduling.list_schedule import ORDERS, ListPolicy, serial
 from nanort.scheduling.policy import Policy
@@ -32,13 +33,16 @@ POLICIES: dict[str, tuple[Policy, ...]] = {
     "list": (ListPolicy(quick=True),),
     "search": tuple(ListPolicy(order, borrow) for borrow in (False, True) for order in ORDERS),
 }
-"""The baseline; the most promising structure of each mechanism; every structure in every order, and the best refined."""
+"""The baseline; the most promising structure of each mechanism; every structure in every order, and the best tuned."""
 
 LARGE = 20_000
 """Nodes from which on "auto" is "list": a search would try too few of its structures to be one."""
 
-NODES_BY_DEFAULT = 2_400_000 if COMPILES else 400_000
+NODES_BY_DEFAULT = 1_800_000 if COMPILES else 400_000
 """Nodes that are placed in all the schedules judged by default: what a core does in a second or two."""
+
+THOROUGH = 8
+"""How many times as many schedules "search" judges, and tries more cuts, than "auto" does."""
 
 Measure = Callable[[Schedule], float]
 
@@ -63,9 +67,10 @@ def co_schedule(
     Args:
         graph: is sealed.
         device: what it runs on.
-        policy: "serial", "list", "search", "auto" (search, or list for a large graph), or a policy of your own.
+        policy: "serial", "list", "search", or a policy of your own; "auto" is a search of a second or two, or list for
+            a large graph.
         nano_batches: the splits to try: counts of pieces, or their sizes; by default the uncut graph, and two pieces of
-            one that has inputs with ``batch=``. The serial policy takes the first.
+            one that has inputs with ``batch=``; "search" tries more of them. The serial policy takes the first.
         per_op: other counts for some operators, in every split (see nano_batch).
         effort: schedules to judge, by default what takes a second or two; equal efforts and seeds give equal bytes.
         seconds: when to stop whatever the effort; a schedule that was stopped says so.
@@ -82,18 +87,19 @@ def co_schedule(
         CostError: the profile is of another device.
         ScheduleError: a budget that cannot be.
     """
+    thorough = policy == "search"
     if nano_batches is None:
-        nano_batches = (1, 2) if any(root.batch is not None for root in graph.roots) else (1,)
+        nano_batches = worth_trying(graph, thorough)
     if isinstance(nano_batches, int):
         nano_batches = (nano_batches,)
     _refuse_budgets(policy, nano_batches, effort, seconds)
     _refuse_excess(graph.seal(), device)
     deadline = math.inf if seconds is None else time.monotonic() + seconds
     source, is_serial = Flat(graph, device, profile), policy == "serial"
-    cuts, uncut = _cuts(source, nano_batches[:1] if is_serial else nano_batches, per_op)
+    cuts, uncut = cut(source, nano_batches[:1] if is_serial else nano_batches, per_op)
     if policy == "auto":
         policy = "list" if max(map(len, cuts.values())) > LARGE else "search"
-    budget = effort or max(64, min(8192, NODES_BY_DEFAULT // max(1, *map(part, cuts.values()))))
+    budget = effort or THOROUGH**thorough * max(64, min(4096, NODES_BY_DEFAULT // max(1, *map(part, cuts.values()))))
     policies = POLICIES[policy] if isinstance(policy, str) else (policy,)
     search = Search(source, list(cuts.values()), policies, budget, deadline, seed, progress)
     found = search.run(refine=policy == "search")
@@ -153,27 +159,6 @@ def _refusal(pinned: Node, search: Search) -> PolicyError | CapacityError:
     lacking = f"{pinned.where}: {pinned.name} is pinned to {pinned.stream!r}, serial plans lack that stream"
     found = reversed(search.refused)
     return min(found, key=lambda error: isinstance(error, PolicyError), default=PolicyError(lacking))
-
-
-def _cuts(
-    source: Flat, nano_batches: Sequence[int | Sequence[int]], per_op: Mapping[str, int] | None
-) -> tuple[dict[Split | None, Flat], list[str]]:
-    """The graph cut in every way that was asked for and is possible, and a line for each that is not.
-
-    Raises:
-        SplitError: none of them is.
-    """
-    cuts: dict[Split | None, Flat] = {}
-    refused: dict[str, SplitError] = {}
-    for sizes in nano_batches:
-        split = Split.of(sizes, per_op)
-        try:
-            cuts[split] = source if split is None else Flat(split.cut(source.graph), source.device, source.profile)
-        except SplitError as error:
-            refused[f"not cut into {sizes}: {error}"] = error
-    if not cuts:
-        raise next(iter(refused.values()))
-    return cuts, list(refused)
 
 
 def _serial(search: Search, split: Split | None, flat: Flat) -> Schedule:

@@ -28,7 +28,7 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Arrays:
-    """The nodes by index: their kinds and classes, how many nodes each waits for, and both ends of edges, ptr to ptr."""
+    """The nodes by index: kinds, classes, how many nodes each waits for, and both ends of edges, from ptr to ptr."""
 
     kinds: Ints
     classes: Ints

@@ -1,6 +1,6 @@
 """The fluid simulator and list scheduling in machine code: bit for bit what fluid.py and list_schedule.py compute.
 
-Everything here is arrays and integers, since that is what a compiler can take; the modules named above say what it means.
+Everything here is arrays and integers, since that is what a compiler takes; the modules named above say what it means.
 ``tests/test_machine.py`` holds the two together.
 """
 

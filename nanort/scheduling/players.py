@@ -102,7 +102,8 @@ def replayed(
     """What becomes of a plan where ``at`` SMs saturate device memory: streams keep its nodes' order and its waits.
 
     Args:
-        flat, structure: what is planned.
+        flat: the graph.
+        structure: its streams.
         order: every node, by start.
         lane: the stream of each.
         awaited: for each node, those on other streams that it waits for.

@@ -26,12 +26,18 @@ from nanort.simulation.fluid import Trace
 TRYING = 2
 """One in so many judged schedules may try a structure; the others tune the best of them."""
 
-FINALISTS, BEST = 16, 6
+FINALISTS, BEST = 8, 4
 """Structures that are tuned at first, and those of them that are chosen by their plans, the others by an estimate.
 
 After each round the better half is left. A bad first plan says little: at 64 SMs of saturation the split of a
-LLaMA-3-8B step that is best in the end begins 27 % behind.
+LLaMA-3-8B step that is best in the end begins 10 % behind.
 """
+
+NEAR = 1.05
+"""How much longer than the best plan that of a cut may take whose structures are tuned."""
+
+PLAYED = 6
+"""The best plans that are played at every saturation point, whatever they take at the first one."""
 
 Progress = Callable[[int, int, float, float], None]
 
@@ -133,9 +139,10 @@ class Search:
     def _best(self, tried: Sequence[tuple[float, int, Candidate]]) -> Found | None:
         """What gains most at its worst saturation point, of candidates and what they take at the first one."""
         found: Found | None = None
-        for seconds, _, candidate in sorted(tried, key=lambda item: item[:2]):
-            if found is not None and self.serial_seconds[self.points[0]] <= found.worst.gain * seconds:
-                break  # it cannot gain more at its worst point than at this one, without the cost of events
+        for rank, (seconds, _, candidate) in enumerate(sorted(tried, key=lambda item: item[:2])):
+            hopeless = found is not None and self.serial_seconds[self.points[0]] <= found.worst.gain * seconds
+            if hopeless and rank >= PLAYED:
+                break  # it hardly gains more at its worst point than at this one
             met = self._met(candidate, candidate.plan())
             if found is None or met.worst.gain > found.worst.gain:
                 found = met
@@ -200,11 +207,16 @@ class Search:
 
     def _tuned(self, tried: Sequence[tuple[float, int, Candidate]]) -> list[Candidate]:
         """The best candidates with their policies tuned, by successive halving: the more promising, the more effort."""
-        promising = sorted(tried, key=lambda item: estimate(item[2].work, item[2].structure))
+        best = dict[Workload, float]()  # of each cut
+        for seconds, _, candidate in tried:
+            best.setdefault(candidate.work, seconds)
+        near = [item for item in tried if best[item[2].work] <= NEAR * tried[0][0]]
+        promising = sorted(near, key=lambda item: estimate(item[2].work, item[2].structure))
         finalists = list[tuple[float, Candidate, Tuning]]()
-        seen = set[tuple[int, Structure]]()
-        for seconds, _, candidate in (*tried[:BEST], *promising):
-            key = (id(candidate.work), candidate.structure)
+        seen = set[tuple[Workload, str, tuple[int, ...]]]()
+        for seconds, _, candidate in (*near[:BEST], *promising):
+            sizes = sorted(group.sms for group in candidate.structure.groups)  # tuning can swap what they are for
+            key = (candidate.work, candidate.structure.mechanism, tuple(sizes))
             if len(finalists) < FINALISTS and key not in seen and isinstance(candidate.policy, ListPolicy):
                 seen.add(key)
                 tuning = Tuning(candidate.work, candidate.structure, candidate.policy, self.seed)
@@ -217,14 +229,14 @@ class Search:
         return [replace(candidate, policy=tuning.policy) for _, candidate, tuning in best]
 
     def _halve(self, alive: list[tuple[float, Candidate, Tuning]]) -> None:
-        """Spends what is left of the effort, an equal part in each round."""
-        began = self.judged
+        """Spends what is left of the effort, an equal part in each round, in which each of them cools down."""
         while alive and not self._spent(self.effort):
-            rounds = max(1, math.ceil(math.log2(len(alive) + 1)))
-            until = self.judged + math.ceil((self.effort - self.judged) / rounds)
+            rounds, began = max(1, math.ceil(math.log2(len(alive) + 1))), self.judged
+            until = began + math.ceil((self.effort - began) / rounds)
             while not self._spent(until):
+                warmth = (1.0 - (self.judged - began) / (until - began)) ** 2
                 for _, _, tuning in alive[: until - self.judged]:
-                    tuning.step(1.0 - (self.judged - began) / (self.effort - began))
+                    tuning.step(warmth)
                     self.judged += 1
                 self._tell()
             alive = sorted(alive, key=lambda one: one[0] / one[2].gain)[: (len(alive) + 1) // 2]

@@ -10,6 +10,9 @@ from nanort.partition import WHOLE, Group, Stream, split, streams, whole
 
 SERIAL, COPIES, CORESIDENT, ISOLATED = "serial", "copies", "co-resident", "isolated"
 
+CROWDS = (8, 4)
+"""Streams on the whole device on which any node may run."""
+
 COMPUTE, MEMORY, BOTH, ALONE, COPY = "compute", "memory", "both", "alone", "copy"
 """What a stream is for: nodes bound by one or the other, any node, a node that is ready alone, one copy engine."""
 
@@ -96,9 +99,14 @@ def isolated(
 
 
 def overlapping(device: Device, engines: Sequence[str]) -> Iterator[Structure]:
-    """Every structure with two streams for kernels, or one beside the copy ``engines`` that some node uses."""
+    """Every structure with streams for kernels side by side, or one beside the copy ``engines`` that some node uses.
+
+    Many streams on the whole device gain on graphs of small nodes: one that stands still holds up nothing else.
+    """
     if engines:
         yield copies(device, engines)
+    for lanes in CROWDS:
+        yield coresident(device, engines, (BOTH,) * lanes)
     yield coresident(device, engines)
     for sms in sizes(device):
         if device.partitionable_sms - sms >= least_group(device):

@@ -38,8 +38,7 @@ class Tuning:
         self.player = Player(work, structure)
         self.random = random.Random(seed)
         self.classes = sorted(set(work.flat.classes))
-        self.policy = policy
-        self._at = policy
+        self.policy = self._at = policy
         self._first = self._seconds = self._best = self.player.seconds(policy)
         self._reach = _longest(work)
 

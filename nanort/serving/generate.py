@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from nanort.costs.profile import Profile
 from nanort.devices import Device
 from nanort.devices import device as find_device
 from nanort.errors import CacheFullError, RequestError
@@ -18,13 +19,13 @@ from nanort.graph import Graph
 from nanort.graphs import CONFIGS, DecoderConfig, decoder, random_weights
 from nanort.layout import Layout
 from nanort.nanobatch import nano_batch
-from nanort.runtime.profiler import profile
+from nanort.runtime.profiler import profile as measure
 from nanort.runtime.stopwatch import Stopwatch
 from nanort.scheduling.coschedule import co_schedule
 from nanort.scheduling.schedule import Schedule
 from nanort.serving.batching import Batch, Request, next_batch, scratch_inputs
 from nanort.serving.kv_cache import PagedKVCache
-from nanort.serving.plans import Plan, PlanBank
+from nanort.serving.plans import Plan, PlanBank, carried
 from nanort.serving.sampling import SamplingParams
 from nanort.serving.tokenizer import ByteTokenizer, Tokenizer
 from nanort.serving.weights import find_smollm2, open_checkpoint
@@ -57,6 +58,7 @@ class LLM:
         weights: tensors by Hugging Face name, all of one floating dtype.
         tokenizer: turns text into tokens and back.
         device: what to schedule for; by default this machine's CPU.
+        profile: what was measured on it; by default plans rest on the cost model.
         nano_batches: the counts of pieces that the scheduler may choose from.
         policy: the scheduler's.
         cache_tokens: tokens that the KV cache holds.
@@ -80,6 +82,7 @@ class LLM:
         tokenizer: Tokenizer | ByteTokenizer,
         *,
         device: Device | None = None,
+        profile: Profile | None = None,
         nano_batches: tuple[int, ...] = (1, 2),
         policy: str = "auto",
         cache_tokens: int = 4096,
@@ -93,6 +96,7 @@ class LLM:
         self.config = config
         self.tokenizer = tokenizer
         self.device = device or find_device("cpu")
+        self.profile = profile
         self.max_rows = max_rows
         self.cache = PagedKVCache(-(-cache_tokens // page_size) + 1, page_size)
         self.width = -(-min(cache_tokens, config.max_positions) // page_size)
@@ -116,14 +120,15 @@ class LLM:
             table_width=self.width, dtype=next(iter(self._weights.values())).dtype, sampling=sampling,
         )  # fmt: skip  # the sizes of the graph, in two lines
 
-    def _schedule(self, graph: Graph) -> Schedule:
+    def _schedule(self, graph: Graph, device: Device, costs: Profile | None, near: Schedule | None) -> Schedule:
         """Its schedule; with ``measured``, by measured costs, and the guard measures as well."""
-        plan = partial(co_schedule, graph, self.device, policy=self._policy, nano_batches=self._nano_batches)
+        plan = partial(co_schedule, graph, device, policy=self._policy, nano_batches=self._nano_batches)
         if not self._measured:
-            return plan(guard=self._guard)
+            found = carried(near, graph, self._guard) if near is not None else None
+            return found or plan(profile=costs, guard=self._guard)
         inputs = self._trial(graph)
         cuts = [graph, *(nano_batch(graph, count) for count in self._nano_batches if count > 1)]
-        costs = profile(cuts, {**self._weights, **self._states, **inputs}, on=self.device, repeats=3)
+        costs = measure(cuts, {**self._weights, **self._states, **inputs}, on=device, repeats=3)
         stopwatch = Stopwatch(inputs=inputs, constants=self._weights, states=self._states, repeats=3)
         return plan(profile=costs, guard=False, measure=stopwatch)
 
@@ -186,7 +191,7 @@ class LLM:
 
     @property
     def plans(self) -> tuple[Plan, ...]:
-        """All plans made so far; each holds its schedule, and in ``run.timeline`` what happened in its last step."""
+        """The plans in use; each holds its schedule, and in ``run.timeline`` what happened in its last step."""
         return tuple(plan for bank in self._banks.values() for plan in bank.plans)
 
     def close(self) -> None:
@@ -264,7 +269,7 @@ class LLM:
 
     def _run(self, batch: Batch, params: SamplingParams, noise: torch.Generator) -> list[int]:
         """The token that follows each request's last row."""
-        plan = self._banks[not params.greedy].find(batch.layout, len(batch.requests))
+        plan = self._banks[not params.greedy].find(batch.layout, len(batch.requests), self.device, self.profile)
         inputs = batch.tensors(self.cache, plan.layout, plan.requests, self.width)
         if not params.greedy:
             inputs |= {

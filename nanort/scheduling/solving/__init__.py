@@ -1,0 +1,1 @@
+"""The rigid problem of the field, and who solves it."""

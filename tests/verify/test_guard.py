@@ -1,0 +1,49 @@
+"""Schedules of 500 graphs of all families: valid, reproducible, never slower than serial even where costs are wrong."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Hashable, Iterator
+
+import pytest
+
+import dags
+import nanort as nr
+from benchmarks.bench_policies import Truth, judge
+from nanort import graphs
+from nanort.costs.roofline import Costs
+
+H200 = nr.device("h200")
+FAMILIES = ("layered", "fork_join", "series_parallel", "llm_like")
+BLOCKS = 25
+
+
+def family(block: int) -> Iterator[nr.Graph]:
+    """Twenty graphs: of every synthetic family, and small ones of every kind of demand."""
+    for seed in range(block * 4, block * 4 + 4):
+        for name in FAMILIES:
+            yield getattr(graphs.synthetic, name)(random.Random(seed).randint(5, 120), seed)
+        yield dags.dag(seed)
+
+
+def off(graph: nr.Graph, rng: random.Random) -> Truth:
+    """Every node takes up to twice or half as long as planned."""
+    calls: dict[Hashable, float] = {Costs(H200).key(node): 2 ** rng.uniform(-1, 1) for node in graph.nodes}
+    return Truth(rng.randint(*H200.hbm_saturation_sms), calls)
+
+
+@pytest.mark.parametrize("block", range(BLOCKS))
+def test_schedules_are_valid_reproducible_and_guarded(block: int) -> None:
+    for graph in family(block):
+        cuts = (1,) if graph.name.startswith("dag") else (1, 2)
+        options = {"nano_batches": cuts, "effort": 120, "seed": block}
+        schedule = nr.co_schedule(graph, H200, **options)
+        schedule.check()
+        assert schedule.bounds.best <= schedule.makespan * (1 + 1e-9) <= schedule.serial_makespan * (1 + 2e-9)
+        again = nr.co_schedule(graph, H200, **options)
+        assert again == schedule
+        assert repr(again.assignments) == repr(schedule.assignments)
+        truth = off(graph, random.Random(graph.name))
+        told = nr.co_schedule(graph, H200, measure=lambda plan, truth=truth: judge(plan, truth), **options)
+        serial = nr.co_schedule(graph, H200, policy="serial", nano_batches=1)
+        assert judge(told, truth) <= 1.02 * judge(serial, truth)
