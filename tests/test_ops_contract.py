@@ -13,17 +13,20 @@ from nanort.operators import meta
 ROWS = 7
 
 BATCHED = {
+    "add": (0, 1),
     "add_rms_norm": (0, 1),
     "argmax": (0,),
     "decode_attention": (0, 2, 3),
     "embedding": (0,),
+    "expert_combine": (0, 1, 2),
+    "expert_linear": (0, 1),
     "kv_append": (1, 2, 3),
     "linear": (0,),
     "prefill_attention": (0, 3, 4),
     "rms_norm": (0,),
     "rope": (0, 1),
+    "route": (0,),
     "sample": (0, 1, 2, 3, 4),
-    "add": (0, 1),
     "silu_mul": (0, 1),
     "to_device": (0,),
     "to_host": (0,),

@@ -301,13 +301,15 @@ def test_earliest_deadline_first_agrees_with_all_windows() -> None:
 def test_structures_hold_all_splits_that_the_granularity_allows(name: str) -> None:
     device = nr.device(name)
     found = list(overlapping(device, ("h2d",)))
-    isolated = [structure for structure in found if structure.alone >= 0]
-    sizes = {(s.streams[s.compute].sms, s.streams[s.memory].sms) for s in isolated}
+    isolated = [structure for structure in found if structure.lanes("alone")]
+    groups = [[one.streams[one.lanes(role)[0]].group for role in ("compute", "memory")] for one in isolated]
+    sizes = {(compute.sms, memory.sms) for compute, memory in groups if compute and memory}
     grain, usable = device.sm_granularity, device.partitionable_sms
     assert sizes == {(usable - sms, sms) for sms in range(grain, usable, grain)}
-    assert len(found) == len(isolated) + 2
-    for structure in isolated:
-        memory, compute = structure.streams[structure.memory].group, structure.streams[structure.compute].group
+    assert [str(one) for one in found if one not in isolated] == [
+        "copies", "co-resident", "co-resident on 4 streams", "co-resident on 8 streams",
+    ]  # fmt: skip
+    for compute, memory in groups:
         assert memory is not None
         assert compute is not None
         assert not memory.overlaps(compute)

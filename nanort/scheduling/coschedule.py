@@ -6,26 +6,24 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from importlib import metadata
 
 from nanort.compiled import COMPILES
 from nanort.costs.profile import Profile
+from nanort.costs.provenance import versions
 from nanort.devices import GIB, Device
 from nanort.errors import CapacityError, PolicyError, ScheduleError
 from nanort.graph import Graph
 from nanort.nodes import Node
 from nanort.partition import WHOLE
 from nanort.scheduling import structures
+from nanort.scheduling.assemble import assemble
 from nanort.scheduling.cuts import cut, worth_trying
 from nanort.scheduling.flat import Flat
 from nanort.scheduling.list_schedule import ORDERS, ListPolicy, serial
 from nanort.scheduling.policy import Policy
-from nanort.scheduling.schedule import Assignment, Outlook, Schedule, Split
+from nanort.scheduling.schedule import Outlook, Schedule, Split
 from nanort.scheduling.search import Found, Progress, Search
-from nanort.scheduling.structures import Structure
 from nanort.scheduling.tuning import part
-from nanort.scheduling.waits import waits
-from nanort.simulation.fluid import Trace
 from nanort.timeline.units import duration
 
 POLICIES: dict[str, tuple[Policy, ...]] = {
@@ -93,7 +91,7 @@ def co_schedule(
     if isinstance(nano_batches, int):
         nano_batches = (nano_batches,)
     _refuse_budgets(policy, nano_batches, effort, seconds)
-    _refuse_excess(graph.seal(), device)
+    refuse_excess(graph.seal(), device)
     deadline = math.inf if seconds is None else time.monotonic() + seconds
     source, is_serial = Flat(graph, device, profile), policy == "serial"
     cuts, uncut = cut(source, nano_batches[:1] if is_serial else nano_batches, per_op)
@@ -119,7 +117,7 @@ def co_schedule(
         effort=search.judged,
         truncated=bool(search.stopped),
         why=(*said, *_given_up(search, cuts, schedule), *uncut),
-        versions=tuple((package, metadata.version(package)) for package in ("nanort", "torch")),
+        versions=versions(),
     )
 
 
@@ -138,7 +136,7 @@ def _refuse_budgets(
         raise ScheduleError(f"seconds={seconds!r} is no budget: give more than zero, or None for no limit")
 
 
-def _refuse_excess(graph: Graph, device: Device) -> None:
+def refuse_excess(graph: Graph, device: Device) -> None:
     """Refuses what the device has too little of for any schedule."""
     kept = [root for root in graph.roots if root.kind in ("constant", "state") and root.device == "device"]
     if (asked := sum(root.nbytes for root in kept)) > device.memory_bytes:
@@ -168,7 +166,7 @@ def _serial(search: Search, split: Split | None, flat: Flat) -> Schedule:
     worst = min(outlooks, key=lambda outlook: outlook.gain)
     outlooks = (worst, *(outlook for outlook in outlooks if outlook is not worst))
     trace = traces[worst.saturation]
-    return _schedule(search.source, split, flat, structures.serial(flat.device), trace, outlooks)
+    return assemble(search.source, split, flat, structures.serial(flat.device), trace, outlooks)
 
 
 def _planned(found: Found, cuts: Mapping[Split | None, Flat], source: Flat) -> Schedule:
@@ -176,42 +174,7 @@ def _planned(found: Found, cuts: Mapping[Split | None, Flat], source: Flat) -> S
     flat = found.candidate.work.flat
     split = next(split for split, cut in cuts.items() if cut is flat)
     outlooks = (found.worst, *(outlook for outlook in found.outlooks if outlook is not found.worst))
-    return _schedule(source, split, flat, found.candidate.structure, found.trace, outlooks)
-
-
-def _schedule(
-    source: Flat, split: Split | None, flat: Flat, structure: Structure, trace: Trace, outlooks: tuple[Outlook, ...]
-) -> Schedule:
-    """A trace as a schedule; streams without a node are left out."""
-    saturation, nodes = outlooks[0].saturation, flat.graph.nodes
-    costs = [flat.kind_costs(saturation, stream.sms) for stream in structure.streams]
-    modes = [flat.modes(saturation, stream.sms) for stream in structure.streams]
-    assignments, used = [], set(trace.lane)
-    for node in trace.order:
-        lane = trace.lane[node]
-        assignments.append(
-            Assignment(
-                node,
-                nodes[node].name,
-                structure.streams[lane].name,
-                modes[lane].sms[node],
-                costs[lane][flat.kinds[node]].kernel,
-                trace.start[node],
-                trace.end[node],
-            )
-        )
-    return Schedule(
-        source=source.graph,
-        split=split,
-        graph=flat.graph,
-        device=flat.device,
-        mechanism=str(structure),
-        streams=tuple(stream for lane, stream in enumerate(structure.streams) if lane in used),
-        assignments=tuple(assignments),
-        waits=waits(flat.graph, structure.streams, trace.order, trace.lane),
-        outlooks=outlooks,
-        profile=flat.profile,
-    )
+    return assemble(source, split, flat, found.candidate.structure, found.trace, outlooks)
 
 
 def _faster(plan: Schedule, serial_plan: Schedule, measure: Measure) -> tuple[Schedule, str]:

@@ -81,7 +81,8 @@ class ListPolicy:
 def ranked(work: Workload) -> list[list[Structure]]:
     """Every structure with overlap: the most promising of each mechanism, the second of each, and so on."""
     by_mechanism: dict[str, list[Structure]] = {}
-    for structure in structures.overlapping(work.device, work.engines):
+    profile = work.flat.profile
+    for structure in structures.overlapping(work.device, work.engines, crowds=not (profile and profile.pairs)):
         by_mechanism.setdefault(structure.mechanism, []).append(structure)
     for alike in by_mechanism.values():
         alike.sort(key=lambda structure: estimate(work, structure))

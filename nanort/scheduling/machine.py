@@ -6,7 +6,7 @@ Everything here is arrays and integers, since that is what a compiler takes; the
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -105,7 +105,8 @@ def push(heaps: Ints, which: int, size: int, rank: int) -> None:
 @compiled
 def pop(heaps: Ints, which: int, size: int) -> int:
     """Takes the least of ``size`` entries of a heap."""
-    least, last = heaps[which, 0], heaps[which, size - 1]
+    least: int = heaps[which, 0]
+    last = heaps[which, size - 1]
     at, size = 0, size - 1
     while True:
         child = 2 * at + 1
@@ -167,7 +168,8 @@ def take(queue: int, heaps: Ints, sizes: Ints, filled: Ints, by_rank: Ints) -> i
     sizes[queue] -= 1
     if sizes[queue] == 0:
         filled[0] &= ~(1 << queue)
-    return by_rank[pop(heaps, queue, sizes[queue] + 1)]
+    node: int = by_rank[pop(heaps, queue, sizes[queue] + 1)]
+    return node
 
 
 @compiled
@@ -245,7 +247,8 @@ def share_sms(
 
 def play(tables: Tables, edges: Edges, sharing: Sharing, lists: Lists, queues: Queues, trace: Written) -> int:
     """Plays all nodes and writes ``trace``; how many have ended: fewer than all where they wait in a circle."""
-    return _play(*tables, *edges, *sharing, *lists, *queues, *trace)
+    fields: tuple[Any, ...] = (*tables, *edges, *sharing, *lists, *queues, *trace)
+    return _play(*fields)
 
 
 @compiled

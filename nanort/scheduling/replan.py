@@ -17,7 +17,8 @@ from nanort.nanobatch import batch_rows
 from nanort.nodes import Node
 from nanort.partition import WHOLE, Stream
 from nanort.scheduling import structures
-from nanort.scheduling.coschedule import _schedule as assembled
+from nanort.scheduling.assemble import assemble
+from nanort.scheduling.coschedule import refuse_excess
 from nanort.scheduling.cuts import TILE
 from nanort.scheduling.flat import Flat
 from nanort.scheduling.list_schedule import serial
@@ -43,12 +44,14 @@ def replan(schedule: Schedule, graph: Graph, *, guard: bool = True) -> Schedule:
         guard: whether the serial schedule is used where the plan is not predicted to beat it any more.
 
     Raises:
+        CapacityError: the device has too few SMs or too little memory for it.
         ScheduleError: the graph is of another model, or has nodes that the plan tells no stream for.
         SplitError: the graph cannot be cut as the plan is.
     """
     if _equal(schedule.source, graph.seal()):
         return schedule
     _refuse_another(schedule.source, graph)
+    refuse_excess(graph, schedule.device)
     device, points = schedule.device, saturations(schedule.device)
     source, split = Flat(graph, device, schedule.profile), _split(schedule, graph)
     flat = source if split is None else Flat(split.cut(graph), device, schedule.profile)
@@ -62,7 +65,7 @@ def replan(schedule: Schedule, graph: Graph, *, guard: bool = True) -> Schedule:
             why.append(f"the serial schedule is used: {structure} is {gain:.2f}x serial where {at} SMs saturate memory")
         flat, split, structure = source, None, structures.serial(device)
         traces, outlooks = baseline, _outlooks(baseline, baseline)
-    plan = assembled(source, split, flat, structure, traces[outlooks[0].saturation], outlooks)
+    plan = assemble(source, split, flat, structure, traces[outlooks[0].saturation], outlooks)
     return replace(plan, seed=schedule.seed, effort=1, why=tuple(why), versions=versions())
 
 

@@ -225,8 +225,8 @@ class Search:
             self._halve(finalists)
         except KeyboardInterrupt:
             self.stopped = "interrupted"
-        best = sorted(finalists, key=lambda one: one[0] / one[2].gain)[:3]
-        return [replace(candidate, policy=tuning.policy) for _, candidate, tuning in best]
+        winners = sorted(finalists, key=lambda one: one[0] / one[2].gain)[:3]
+        return [replace(candidate, policy=tuning.policy) for _, candidate, tuning in winners]
 
     def _halve(self, alive: list[tuple[float, Candidate, Tuning]]) -> None:
         """Spends what is left of the effort, an equal part in each round, in which each of them cools down."""

@@ -10,7 +10,7 @@ from nanort.partition import WHOLE, Group, Stream, split, streams, whole
 
 SERIAL, COPIES, CORESIDENT, ISOLATED = "serial", "copies", "co-resident", "isolated"
 
-CROWDS = (8, 4)
+CROWDS = (4, 8)
 """Streams on the whole device on which any node may run."""
 
 COMPUTE, MEMORY, BOTH, ALONE, COPY = "compute", "memory", "both", "alone", "copy"
@@ -40,7 +40,8 @@ class Structure:
 
     def __str__(self) -> str:
         if self.mechanism != ISOLATED:
-            return self.mechanism
+            crowd = self.groups[0].lanes
+            return self.mechanism if crowd <= 2 else f"{self.mechanism} on {crowd} streams"
         parts = sorted((group for group in self.groups if group.name != WHOLE), key=lambda group: group.name)
         lanes = ("" if group.lanes == 1 else f"x{group.lanes}" for group in parts)
         return f"{ISOLATED} {'+'.join(f'{group.sms}{times}' for group, times in zip(parts, lanes, strict=True))} SMs"
@@ -98,16 +99,17 @@ def isolated(
     return Structure(ISOLATED, groups, streams(groups, engines), named)
 
 
-def overlapping(device: Device, engines: Sequence[str]) -> Iterator[Structure]:
+def overlapping(device: Device, engines: Sequence[str], crowds: bool = True) -> Iterator[Structure]:
     """Every structure with streams for kernels side by side, or one beside the copy ``engines`` that some node uses.
 
-    Many streams on the whole device gain on graphs of small nodes: one that stands still holds up nothing else.
+    Many streams on the whole device gain on graphs of small nodes: one that stands still holds up nothing else. Where
+    slowdowns of pairs were measured they are left out (``crowds``), since three nodes at once would be a guess.
     """
     if engines:
         yield copies(device, engines)
-    for lanes in CROWDS:
-        yield coresident(device, engines, (BOTH,) * lanes)
     yield coresident(device, engines)
+    for lanes in CROWDS if crowds else ():
+        yield coresident(device, engines, (BOTH,) * lanes)
     for sms in sizes(device):
         if device.partitionable_sms - sms >= least_group(device):
             yield isolated(device, (sms, device.partitionable_sms - sms), engines)

@@ -116,8 +116,8 @@ def simulate(
         for draw in draws:
             drawn = draw if speeds is full else [share * speed for share, speed in zip(draw, speeds, strict=True)]
             total = 0.0
-            for share in drawn:  # sum() rounds otherwise from Python 3.12 on
-                total += share
+            for one in drawn:  # sum() rounds otherwise from Python 3.12 on
+                total += one
             if total > 1.0:
                 filled = water_fill(drawn, weights)
                 rates = [min(rate, speed * fill) for rate, speed, fill in zip(rates, speeds, filled, strict=True)]
