@@ -97,7 +97,7 @@ def co_schedule(
     cuts, uncut = cut(source, nano_batches[:1] if is_serial else nano_batches, per_op)
     if policy == "auto":
         policy = "list" if max(map(len, cuts.values())) > LARGE else "search"
-    budget = effort or THOROUGH**thorough * max(64, min(4096, NODES_BY_DEFAULT // max(1, *map(part, cuts.values()))))
+    budget = effort or THOROUGH**thorough * max(64, min(6144, NODES_BY_DEFAULT // max(1, *map(part, cuts.values()))))
     policies = POLICIES[policy] if isinstance(policy, str) else (policy,)
     search = Search(source, list(cuts.values()), policies, budget, deadline, seed, progress)
     found = search.run(refine=policy == "search")

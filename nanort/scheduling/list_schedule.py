@@ -95,10 +95,10 @@ def estimate(work: Workload, structure: Structure) -> float:
     Those that gain most from the larger group go there, until both groups are busy as long as each other.
     """
     counts = np.bincount(work.flat.arrays.kinds, minlength=len(work.flat.examples))
-    lanes = structure.lanes(COMPUTE, MEMORY, BOTH)
+    lanes = (structure.lanes(COMPUTE, BOTH)[0], structure.lanes(MEMORY, BOTH)[-1])  # of the first split, if nested
     loads = [work.flat.table(work.saturation, structure.streams[lane].sms)[0] * counts for lane in lanes]
     kernels = np.array([not node.demand.engine for node in work.flat.examples], bool)
-    if len(lanes) == 1 or structure.shares_sms:
+    if lanes[0] == lanes[1] or structure.shares_sms:
         return float(np.sum(loads[0], where=kernels))
     here, there = (np.where(kernels & np.isfinite(load), load, 0.0) for load in loads[:2])
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -10,6 +10,9 @@ from nanort.partition import WHOLE, Group, Stream, split, streams, whole
 
 SERIAL, COPIES, CORESIDENT, ISOLATED = "serial", "copies", "co-resident", "isolated"
 
+STEPS = 8
+"""Two splits of one structure lie one of so many parts of the device apart."""
+
 CROWDS = (4, 8)
 """Streams on the whole device on which any node may run."""
 
@@ -25,7 +28,8 @@ class Structure:
         serial: one stream on the whole device, transfers included: what a framework does by itself.
         copies: the whole device, and a stream for each copy engine.
         co-resident: several streams on the whole device, whose nodes share its SMs.
-        isolated: disjoint groups, and the whole device for a node that is ready alone.
+        isolated: disjoint groups, and the whole device for a node that is ready alone; in several splits of the device,
+            if need be, of which each node takes the largest group whose SMs are free.
 
     Streams whose groups overlap without being the same exclude each other: the simulator never runs them together.
 
@@ -42,9 +46,13 @@ class Structure:
         if self.mechanism != ISOLATED:
             crowd = self.groups[0].lanes
             return self.mechanism if crowd <= 2 else f"{self.mechanism} on {crowd} streams"
-        parts = sorted((group for group in self.groups if group.name != WHOLE), key=lambda group: group.name)
-        lanes = ("" if group.lanes == 1 else f"x{group.lanes}" for group in parts)
-        return f"{ISOLATED} {'+'.join(f'{group.sms}{times}' for group, times in zip(parts, lanes, strict=True))} SMs"
+        splits: list[list[Group]] = []  # those of a split are disjoint
+        for group in sorted((group for group in self.groups if group.name != WHOLE), key=lambda group: group.name):
+            if not splits or any(group.overlaps(other) for other in splits[-1]):
+                splits.append([])
+            splits[-1].append(group)
+        sizes = ("+".join(f"{one.sms}x{one.lanes}" if one.lanes > 1 else f"{one.sms}" for one in s) for s in splits)
+        return f"{ISOLATED} {' or '.join(sizes)} SMs"
 
     @property
     def shares_sms(self) -> bool:
@@ -99,6 +107,20 @@ def isolated(
     return Structure(ISOLATED, groups, streams(groups, engines), named)
 
 
+def nested(device: Device, splits: Sequence[tuple[int, int]], engines: Sequence[str] = ()) -> Structure:
+    """Several splits into a group for what memory binds and one for what compute binds; larger groups are asked first.
+
+    Raises:
+        CapacityError: the device cannot be split so.
+    """
+    parts = [part for sizes in splits for part in split(device, sizes)]
+    parts = [Group(f"g{at}", part.sms, part.units) for at, part in enumerate(parts)]
+    compute, memory = (sorted(parts[at::2], key=lambda group: -group.sms) for at in (1, 0))
+    groups = (whole(device), *compute, *memory)
+    named = (ALONE, *(COMPUTE for _ in compute), *(MEMORY for _ in memory), *_copy_roles(engines))
+    return Structure(ISOLATED, groups, streams(groups, engines), named)
+
+
 def overlapping(device: Device, engines: Sequence[str], crowds: bool = True) -> Iterator[Structure]:
     """Every structure with streams for kernels side by side, or one beside the copy ``engines`` that some node uses.
 
@@ -110,9 +132,13 @@ def overlapping(device: Device, engines: Sequence[str], crowds: bool = True) -> 
     yield coresident(device, engines)
     for lanes in CROWDS if crowds else ():
         yield coresident(device, engines, (BOTH,) * lanes)
+    usable, least = device.partitionable_sms, least_group(device)
+    step = max(1, usable // STEPS // device.sm_granularity) * device.sm_granularity
     for sms in sizes(device):
-        if device.partitionable_sms - sms >= least_group(device):
-            yield isolated(device, (sms, device.partitionable_sms - sms), engines)
+        if usable - sms >= least:
+            yield isolated(device, (sms, usable - sms), engines)
+        if usable - sms - step >= least:
+            yield nested(device, ((sms, usable - sms), (sms + step, usable - sms - step)), engines)
 
 
 def sizes(device: Device) -> range:
