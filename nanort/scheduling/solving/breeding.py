@@ -44,13 +44,19 @@ def draw(random: Ints, below: int) -> int:
     return (state * below) >> 32
 
 
-@compiled
 def sample(side: Side, tails: Floats, base: float, random: Ints, orders: Ints) -> None:
     """Fills ``orders``: tasks that may come next are drawn by how much longer their tails are than the shortest one."""
+    _sample(side.before_first, side.after_first, side.after, tails, base, random, orders)
+
+
+@compiled
+def _sample(
+    before_first: Ints, after_first: Ints, after: Ints, tails: Floats, base: float, random: Ints, orders: Ints
+) -> None:
     tasks = orders.shape[1]
     open_, weights = np.zeros(tasks, np.int64), np.zeros(tasks)
     for one in range(orders.shape[0]):
-        missing = np.diff(side.before_first)
+        missing = np.diff(before_first)
         count = 0
         for task in range(tasks):
             if missing[task] == 0:
@@ -72,8 +78,8 @@ def sample(side: Side, tails: Floats, base: float, random: Ints, orders: Ints) -
             count -= 1
             open_[chosen] = open_[count]
             orders[one, place] = task
-            for arc in range(side.after_first[task], side.after_first[task + 1]):
-                other = side.after[arc]
+            for arc in range(after_first[task], after_first[task + 1]):
+                other = after[arc]
                 missing[other] -= 1
                 if missing[other] == 0:
                     open_[count] = other
@@ -139,7 +145,6 @@ def _cross(mother: Ints, father: Ints, begin: int, end: int, peak: bool, place: 
             count += 1
 
 
-@compiled
 def breed(
     side: Side, parents: Population, energy: Floats, swaps: int, flips: int, random: Ints, orders: Ints, modes: Ints
 ) -> None:
@@ -147,52 +152,67 @@ def breed(
 
     Of 1,000 neighbours ``swaps`` change places; the modes of ``flips`` of 1,000 tasks are drawn anew.
     """
+    _breed(side.modes, side.before_first, side.before, *parents, energy, swaps, flips, random, orders, modes)
+
+
+@compiled
+def _breed(
+    counts: Ints, before_first: Ints, before: Ints, lists: Ints, chosen: Ints, finish: Floats, keys: Floats,
+    energy: Floats, swaps: int, flips: int, random: Ints, orders: Ints, modes: Ints,
+) -> None:  # fmt: skip
     tasks, place = orders.shape[1], np.zeros(orders.shape[1], np.int64)
     for one in range(orders.shape[0]):
-        mother, father = _parent(parents.keys, random), _parent(parents.keys, random)
+        mother, father = _parent(keys, random), _parent(keys, random)
         if father == mother:
-            father = (father + 1 + draw(random, max(1, parents.keys.shape[0] - 1))) % parents.keys.shape[0]
-        order, peak, child = parents.orders[mother], draw(random, 2) == 1, orders[one]
+            father = (father + 1 + draw(random, max(1, keys.shape[0] - 1))) % keys.shape[0]
+        order, peak, child = lists[mother], draw(random, 2) == 1, orders[one]
         begin, end = 0, 0
         if peak:
-            begin, end = _busiest(order, parents.modes[mother], parents.finish[mother], energy, random)
+            begin, end = _busiest(order, chosen[mother], finish[mother], energy, random)
         else:
             begin, end = draw(random, tasks), draw(random, tasks)
             begin, end = min(begin, end), max(begin, end)
-        _cross(order, parents.orders[father], begin, end, peak, place, child)
+        _cross(order, lists[father], begin, end, peak, place, child)
         for at in range(tasks):
-            modes[one, child[at]] = parents.modes[mother if begin <= at < end else father, child[at]]
+            modes[one, child[at]] = chosen[mother if begin <= at < end else father, child[at]]
             if flips and draw(random, 1000) < flips:
-                modes[one, child[at]] = draw(random, side.modes[child[at]] + CHOICES) - CHOICES
+                modes[one, child[at]] = draw(random, counts[child[at]] + CHOICES) - CHOICES
                 modes[one, child[at]] = max(modes[one, child[at]], -1)
         for at in range(tasks - 1):
-            if draw(random, 1000) < swaps and not _precedes(side, child[at], child[at + 1]):
+            if draw(random, 1000) < swaps and not _precedes(before_first, before, child[at], child[at + 1]):
                 child[at], child[at + 1] = child[at + 1], child[at]
 
 
 @compiled
-def _precedes(side: Side, task: int, other: int) -> bool:
+def _precedes(before_first: Ints, before: Ints, task: int, other: int) -> bool:
     found = False
-    for arc in range(side.before_first[other], side.before_first[other + 1]):
-        found |= side.before[arc] == task
+    for arc in range(before_first[other], before_first[other + 1]):
+        found |= before[arc] == task
     return found
 
 
-@compiled
 def settle(home: Population, children: Population) -> int:
     """Each child takes the place of the worst, if it is no worse and none is like it; answers how many did.
 
     Schedules with the same key are taken for alike: most are.
     """
+    return _settle(*home, *children)
+
+
+@compiled
+def _settle(
+    orders: Ints, modes: Ints, finish: Floats, keys: Floats,
+    new_orders: Ints, new_modes: Ints, new_finish: Floats, new_keys: Floats,
+) -> int:  # fmt: skip
     settled = 0
-    for one in range(children.keys.shape[0]):
-        key, worst, known = children.keys[one], 0, False
-        for at in range(home.keys.shape[0]):
-            if home.keys[at] > home.keys[worst]:
+    for one in range(new_keys.shape[0]):
+        key, worst, known = new_keys[one], 0, False
+        for at in range(keys.shape[0]):
+            if keys[at] > keys[worst]:
                 worst = at
-            known |= home.keys[at] == key
-        if key <= home.keys[worst] and (not known or home.keys[worst] == np.inf):
-            home.orders[worst], home.modes[worst] = children.orders[one], children.modes[one]
-            home.finish[worst], home.keys[worst] = children.finish[one], key
+            known |= keys[at] == key
+        if key <= keys[worst] and (not known or keys[worst] == np.inf):
+            orders[worst], modes[worst] = new_orders[one], new_modes[one]
+            finish[worst], keys[worst] = new_finish[one], key
             settled += 1
     return settled
