@@ -15,8 +15,11 @@ from nanort.scheduling.workload import Workload
 PREFIX = 300
 """Nodes on which a long graph is tuned: some layers of a model; what holds for them holds for the rest."""
 
-WARMTH = 0.002
+WARMTH = 0.001
 """The fraction of the makespan by which a step may be worse and still be likely to be taken at first."""
+
+TOGETHER = 0.3
+"""How often a change is one for the same operator in all nano-batches."""
 
 MOVES = ("", *ROLES)
 
@@ -38,6 +41,10 @@ class Tuning:
         self.player = Player(work, structure)
         self.random = random.Random(seed)
         self.classes = sorted(set(work.flat.classes))
+        kin: dict[str, list[int]] = {}
+        for one in self.classes:
+            kin.setdefault(_uncut(work.flat.class_names[one]), []).append(one)
+        self.kin = {one: alike for alike in kin.values() for one in alike}
         self.policy = self._at = policy
         self._first = self._seconds = self._best = self.player.seconds(policy)
         self._reach = _longest(work)
@@ -65,11 +72,21 @@ class Tuning:
         offsets, homes = list(self._at.offsets or [0.0] * count), list(self._at.homes or [""] * count)
         for _ in range(self.random.choice((1, 1, 2))):
             which = self.classes[self.random.randrange(len(self.classes))]
+            changed = self.kin[which] if self.random.random() < TOGETHER else [which]
             if self.random.random() < 0.5:
-                homes[which] = MOVES[self.random.randrange(len(MOVES))]
+                home = MOVES[self.random.randrange(len(MOVES))]
+                for one in changed:
+                    homes[one] = home
             else:
-                offsets[which] += self.random.gauss(0.0, self._reach)
+                later = self.random.gauss(0.0, self._reach)
+                for one in changed:
+                    offsets[one] += later
         return replace(self._at, offsets=tuple(offsets), homes=tuple(homes))
+
+
+def _uncut(name: str) -> str:
+    """The name of a class without the number of its nano-batch."""
+    return name.partition("/")[0]
 
 
 def part(flat: Flat) -> int:
