@@ -33,6 +33,9 @@ After each round the better half is left. A bad first plan says little: at 64 SM
 LLaMA-3-8B step that is best in the end begins 10 % behind.
 """
 
+RUN = 6_000
+"""Schedules after which tuning begins anew with another seed: several short runs find more than a long one."""
+
 NEAR = 1.05
 """How much longer than the best plan that of a cut may take whose structures are tuned."""
 
@@ -122,7 +125,7 @@ class Search:
 
         ``refine`` spends a part of the effort on variations of the best; Ctrl-C ends the search, not the program.
         """
-        tried: list[tuple[float, int, Candidate]] = []
+        tried, tuned = list[tuple[float, int, Candidate]](), list[Candidate]()
         try:
             for candidate in self._candidates():
                 if self._spent(self.effort // TRYING if refine else self.effort):
@@ -131,7 +134,13 @@ class Search:
                     tried.append((trace.makespan, len(tried), candidate))
             tried.sort(key=lambda item: item[:2])
             if refine and tried:
-                tried += [(0.0, 0, candidate) for candidate in self._tuned(tried)]
+                pools = _near(tried)
+                runs = max(1, round((self.effort - self.judged) / RUN))
+                for run in range(runs):
+                    until = self.judged + (self.effort - self.judged) // (runs - run)
+                    pool = pools[run % len(pools)] if runs > 1 else [item for pool in pools for item in pool]
+                    tuned += self._tuned(pool, self.seed + run, until)
+                tried += [(0.0, 0, candidate) for candidate in tuned]
         except KeyboardInterrupt:
             self.stopped = "interrupted"
         return self._best(tried)
@@ -205,34 +214,30 @@ class Search:
         worst = min(outlooks, key=lambda outlook: outlook.gain)
         return Found(candidate, traces[worst.saturation], worst, outlooks)
 
-    def _tuned(self, tried: Sequence[tuple[float, int, Candidate]]) -> list[Candidate]:
+    def _tuned(self, tried: Sequence[tuple[float, int, Candidate]], seed: int, limit: int) -> list[Candidate]:
         """The best candidates with their policies tuned, by successive halving: the more promising, the more effort."""
-        best = dict[Workload, float]()  # of each cut
-        for seconds, _, candidate in tried:
-            best.setdefault(candidate.work, seconds)
-        near = [item for item in tried if best[item[2].work] <= NEAR * tried[0][0]]
-        promising = sorted(near, key=lambda item: estimate(item[2].work, item[2].structure))
+        promising = sorted(tried, key=lambda item: estimate(item[2].work, item[2].structure))
         finalists = list[tuple[float, Candidate, Tuning]]()
         seen = set[tuple[Workload, str, tuple[int, ...]]]()
-        for seconds, _, candidate in (*near[:BEST], *promising):
+        for seconds, _, candidate in (*tried[:BEST], *promising):
             sizes = sorted(group.sms for group in candidate.structure.groups)  # tuning can swap what they are for
             key = (candidate.work, candidate.structure.mechanism, tuple(sizes))
             if len(finalists) < FINALISTS and key not in seen and isinstance(candidate.policy, ListPolicy):
                 seen.add(key)
-                tuning = Tuning(candidate.work, candidate.structure, candidate.policy, self.seed)
+                tuning = Tuning(candidate.work, candidate.structure, candidate.policy, seed)
                 finalists.append((seconds, candidate, tuning))
         try:
-            self._halve(finalists)
+            self._halve(finalists, limit)
         except KeyboardInterrupt:
             self.stopped = "interrupted"
         winners = sorted(finalists, key=lambda one: one[0] / one[2].gain)[:3]
         return [replace(candidate, policy=tuning.policy) for _, candidate, tuning in winners]
 
-    def _halve(self, alive: list[tuple[float, Candidate, Tuning]]) -> None:
-        """Spends what is left of the effort, an equal part in each round, in which each of them cools down."""
-        while alive and not self._spent(self.effort):
+    def _halve(self, alive: list[tuple[float, Candidate, Tuning]], limit: int) -> None:
+        """Judges schedules up to ``limit``, as many in each round, in which each of them cools down."""
+        while alive and not self._spent(limit):
             rounds, began = max(1, math.ceil(math.log2(len(alive) + 1))), self.judged
-            until = began + math.ceil((self.effort - began) / rounds)
+            until = began + math.ceil((limit - began) / rounds)
             while not self._spent(until):
                 warmth = (1.0 - (self.judged - began) / (until - began)) ** 2
                 for _, _, tuning in alive[: until - self.judged]:
@@ -240,3 +245,11 @@ class Search:
                     self.judged += 1
                 self._tell()
             alive = sorted(alive, key=lambda one: one[0] / one[2].gain)[: (len(alive) + 1) // 2]
+
+
+def _near(tried: Sequence[tuple[float, int, Candidate]]) -> list[list[tuple[float, int, Candidate]]]:
+    """What was tried, the best first, by cut; without cuts whose best plan is far behind."""
+    pools: dict[Workload, list[tuple[float, int, Candidate]]] = {}
+    for item in tried:
+        pools.setdefault(item[2].work, []).append(item)
+    return [pool for pool in pools.values() if pool[0][0] <= NEAR * tried[0][0]]
