@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
@@ -19,6 +20,9 @@ def compiled(function: Function) -> Function:
     """
     if not COMPILES:
         return function
-    from numba import njit
-
+    try:
+        from numba import njit
+    except ImportError as error:  # it refuses versions of numpy that it does not know
+        warnings.warn(f"planning is slow, since numba cannot be imported: {error}", RuntimeWarning, stacklevel=2)
+        return function
     return cast(Function, njit(cache=True, nogil=True)(function))

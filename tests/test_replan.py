@@ -204,7 +204,7 @@ def test_a_serial_schedule_stays_serial() -> None:
     found = replan(serial, step(600, 300), guard=False)
     found.check()
     assert (found.mechanism, found.split) == ("serial", Split(2))
-    assert replan(serial, step(600, 300)).split is None
+    assert replan(serial, step(600, 300)).split == Split(2)
 
 
 # The cut.

@@ -45,7 +45,7 @@ class Measurement:
     @staticmethod
     def of(node: Node, kernel: str, sms: int, seconds: float) -> Measurement:
         """The measurement of a node of some graph; it holds for every equal call."""
-        operator, shapes, dtype, flops, hbm_bytes = _call(node)
+        operator, shapes, dtype, flops, hbm_bytes = call(node)
         return Measurement(operator, kernel, shapes, dtype, flops, hbm_bytes, sms, seconds)
 
 
@@ -73,7 +73,7 @@ class Profile:
 
     Args:
         device, sms: name and SMs of the device.
-        machine: what else tells it from others of its name: driver, clocks, host.
+        machine: what else tells it from others of its name: its processor, or for a GPU the driver.
         versions: packages that it was measured with; without any, nothing tells that it is stale.
         measurements: seconds of calls alone.
         pairs: slowdowns of co-resident operators.
@@ -124,7 +124,7 @@ class Profile:
 
         ``model`` tells the seconds on so many SMs that the cost model has for it.
         """
-        kernels = self._points.get(_call(node), {})
+        kernels = self._points.get(call(node), {})
         return min(((_seconds(points, sms, model), kernel) for kernel, points in kernels.items()), default=None)
 
     def performance(self, node: Node, sms: int) -> float | None:
@@ -136,7 +136,7 @@ class Profile:
         """The SM counts on which ``node`` was measured; with the whole device, those between which one law holds."""
         if (exchange := self.exchange.get(node.op.name)) is not None:
             return exchange.knots(self.sms)
-        return {sms for points in self._points.get(_call(node), {}).values() for sms in points}
+        return {sms for points in self._points.get(call(node), {}).values() for sms in points}
 
     @cached_property
     def identity(self) -> str:
@@ -235,7 +235,7 @@ def _is_here(name: str, sms: int) -> bool:
 _Call = tuple[str, tuple[tuple[int, ...], ...], str, float, float]
 
 
-def _call(node: Node) -> _Call:
+def call(node: Node) -> _Call:
     """What makes two calls take the same time."""
     shapes = tuple(value.shape for value in node.inputs)
     dtype = str(node.dtype).removeprefix("torch.")

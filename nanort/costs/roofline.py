@@ -6,7 +6,7 @@ import math
 from collections.abc import Hashable
 from dataclasses import dataclass
 
-from nanort.costs.profile import Profile
+from nanort.costs.profile import Profile, call
 from nanort.demand import Demand
 from nanort.devices import Device
 from nanort.errors import CapacityError, CostError
@@ -61,7 +61,7 @@ class Costs:
     def key(self, node: Node) -> Hashable:
         """All that the cost of a node depends on, besides the SMs."""
         base = (node.demand, node.dtype, node.sms, tuple(node.op.kernels))
-        return (*base, node.op.name, tuple(value.shape for value in node.inputs)) if self.profile else base
+        return (*base, *call(node)) if self.profile else base
 
     def solo(self, node: Node, sms: int) -> Cost:
         """What ``node`` takes alone on ``sms`` SMs, of which it uses no more than it asks for."""

@@ -10,9 +10,15 @@ from nanort.simulation.fluid import Trace
 
 
 def assemble(
-    source: Flat, split: Split | None, flat: Flat, structure: Structure, trace: Trace, outlooks: tuple[Outlook, ...]
+    source: Flat,
+    split: Split | None,
+    flat: Flat,
+    structure: Structure,
+    trace: Trace,
+    outlooks: tuple[Outlook, ...],
+    mechanism: str = "",
 ) -> Schedule:
-    """A trace as a schedule; streams without a node are left out."""
+    """A trace as a schedule; streams without a node are left out. ``mechanism`` says what the structure does not."""
     saturation, nodes = outlooks[0].saturation, flat.graph.nodes
     costs = [flat.kind_costs(saturation, stream.sms) for stream in structure.streams]
     modes = [flat.modes(saturation, stream.sms) for stream in structure.streams]
@@ -35,7 +41,7 @@ def assemble(
         split=split,
         graph=flat.graph,
         device=flat.device,
-        mechanism=str(structure),
+        mechanism=mechanism or str(structure),
         streams=tuple(stream for lane, stream in enumerate(structure.streams) if lane in used),
         assignments=tuple(assignments),
         waits=waits(flat.graph, structure.streams, trace.order, trace.lane),

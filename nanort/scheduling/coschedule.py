@@ -70,7 +70,8 @@ def co_schedule(
         nano_batches: the splits to try: counts of pieces, or their sizes; by default the uncut graph, and two pieces of
             one that has inputs with ``batch=``; "search" tries more of them. The serial policy takes the first.
         per_op: other counts for some operators, in every split (see nano_batch).
-        effort: schedules to judge, by default what takes a second or two; equal efforts and seeds give equal bytes.
+        effort: schedules to judge, by default what takes a second or two; equal efforts and seeds give equal bytes (the
+            default is less where numba is absent).
         seconds: when to stop whatever the effort; a schedule that was stopped says so.
         seed: of the refinement.
         profile: measured costs.
@@ -83,7 +84,7 @@ def co_schedule(
         SplitError: the graph cannot be cut in any of the ways asked for.
         PolicyError: the policy is unknown, or no structure has the streams that nodes are pinned to.
         CostError: the profile is of another device.
-        ScheduleError: a budget that cannot be.
+        ScheduleError: a budget that cannot be, or a measurement that is none.
     """
     thorough = policy == "search"
     if nano_batches is None:

@@ -152,7 +152,8 @@ def _shares(schedule: Schedule) -> tuple[dict[str, Floats], npt.NDArray[np.bool_
 
 def _usable(schedule: Schedule) -> int:
     """SMs that are all held at once when no more can be: those of the disjoint groups, or of the device."""
-    return sum(group.sms for group in schedule.partition if group.units is not None) or schedule.device.sms
+    units = {unit for group in schedule.partition if group.units is not None for unit in range(*group.units)}
+    return len(units) * schedule.device.sm_granularity or schedule.device.sms
 
 
 def _waiting(schedule: Schedule, moments: Floats) -> Ints:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from nanort.errors import SplitError
+from nanort.errors import GraphError
 from nanort.graph import Graph
 from nanort.scheduling.flat import Flat
 from nanort.scheduling.schedule import Split
@@ -16,7 +16,7 @@ Sizes = int | Sequence[int]
 
 
 def worth_trying(graph: Graph, thorough: bool) -> tuple[int | tuple[int, ...], ...]:
-    """The uncut graph, and two pieces; if ``thorough`` also two of whole tiles, unequal by up to one, and three.
+    """The uncut graph, and two pieces; if ``thorough`` also two of which one is whole tiles, near a half, and three.
 
     More pieces read weights more often: on a LLaMA-3-8B step three are within 2 % of two (docs/measured.md).
     """
@@ -36,15 +36,15 @@ def cut(
     """The graph cut in every way that was asked for and is possible, and a line for each that is not.
 
     Raises:
-        SplitError: none of them is.
+        GraphError: none of them is; most often a SplitError.
     """
     cuts: dict[Split | None, Flat] = {}
-    refused: dict[str, SplitError] = {}
+    refused: dict[str, GraphError] = {}
     for sizes in nano_batches:
         split = Split.of(sizes, per_op)
         try:
             cuts[split] = source if split is None else Flat(split.cut(source.graph), source.device, source.profile)
-        except SplitError as error:
+        except GraphError as error:  # a cut may also break an order that the uncut graph keeps
             refused[f"not cut into {sizes}: {error}"] = error
     if not cuts:
         raise next(iter(refused.values()))

@@ -100,17 +100,31 @@ def estimate(work: Workload, structure: Structure) -> float:
     kernels = np.array([not node.demand.engine for node in work.flat.examples], bool)
     if lanes[0] == lanes[1] or structure.shares_sms:
         return float(np.sum(loads[0], where=kernels))
-    here, there = (np.where(kernels & np.isfinite(load), load, 0.0) for load in loads[:2])
-    with np.errstate(divide="ignore", invalid="ignore"):
-        order = np.argsort(np.where(there > 0, here / there, np.inf), kind="stable")
-    done, left = np.cumsum(here[order]), float(np.sum(there)) - np.cumsum(there[order])
-    split = int(np.searchsorted(done - left, 0.0))  # the kind that both groups share
+    here, there = (np.where(kernels, load, 0.0) for load in loads)
+    if structure.lanes(ALONE):  # what fits neither group holds both up
+        alone = work.flat.table(work.saturation, work.device.sms)[0] * counts
+        neither = np.isinf(here) & np.isinf(there)
+        here, there = (np.where(neither, alone, load) for load in (here, there))
+        both = float(np.sum(alone, where=neither))
+    else:
+        both = 0.0
+        neither = np.zeros(len(here), bool)
+    only_here, only_there = np.isinf(there) & ~neither, np.isinf(here) & ~neither
+    fixed = float(np.sum(here, where=only_here)), float(np.sum(there, where=only_there))
+    free = ~(neither | only_here | only_there) & (here > 0)
+    return both + _balanced(here[free], there[free], *fixed)
+
+
+def _balanced(here: Floats, there: Floats, first: float, second: float) -> float:
+    """The least time in which divisible work is done on two groups, which have so much to do besides."""
+    order = np.argsort(here / there, kind="stable")  # what gains most from the first group goes there
+    here, there = here[order], there[order]
+    done, left = first + np.cumsum(here), second + float(np.sum(there)) - np.cumsum(there)
+    split = int(np.searchsorted(done - left, 0.0))  # what both groups share
     if split == len(order):
-        return float(done[-1]) if len(done) else 0.0
-    first, rest = float(done[split] - here[order[split]]), float(left[split])
-    mine, theirs = float(here[order[split]]), float(there[order[split]])
-    part = (rest + theirs - first) / (mine + theirs) if mine + theirs else 0.0
-    return first + part * mine
+        return max(first + float(np.sum(here)), second)
+    part = (left[split] + there[split] - done[split] + here[split]) / (here[split] + there[split])
+    return float(done[split] + (part - 1.0) * here[split]) if part > 0 else max(first, second + float(np.sum(there)))
 
 
 class Homes:

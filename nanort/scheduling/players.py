@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import combinations_with_replacement
 from math import inf
 from typing import TYPE_CHECKING
 
@@ -185,9 +184,11 @@ def _sharing(flat: Flat, saturation: int, structure: Structure) -> machine.Shari
             slowdown[:, names[first], names[second]] = slower
     sms = [stream.sms for stream in structure.streams]
     solo = np.full((len(flat.examples), max(sms) + 1), inf)
-    held = sorted({int(count) for stream in structure.streams for count in flat.table(saturation, stream.sms)[1]} - {0})
-    taken = {sum(some) for others in range(len(sms)) for some in combinations_with_replacement(held, others)}
-    for count in {*held, *(total - less for total in set(sms) for less in taken if less < total)}:
+    held = {int(count) for stream in structure.streams for count in flat.table(saturation, stream.sms)[1]}
+    reached = set(sms) - {0}
+    while more := {free - less for free in reached for less in (*held, *reached) if 0 < less < free} - reached:
+        reached |= more  # what may be left over where some hold what others leave over
+    for count in {*held, *reached} - {0}:
         solo[:, count] = [cost.seconds for cost in flat.kind_costs(saturation, count)]
     return machine.Sharing(
         True,

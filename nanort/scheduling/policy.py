@@ -173,8 +173,7 @@ class _Referee:
     def _judge(self, node: int, stream: int) -> None:
         name = self.work.graph.nodes[node].name
         if node not in self.waiting:
-            pending = next((pred for pred in self.work.preds[node] if self.missing[node]), None)
-            why = "it has started already" if pending is None else "what it reads has not ended"
+            why = "what it reads has not ended" if self.missing[node] else "it has started already"
             raise self._error(f"starts {name!r} on stream {self._called(stream)}, and {why}")
         if stream not in (able := self.fitting.streams(node)):
             fit = [self.structure.streams[at].name for at in able] or "none of its streams"

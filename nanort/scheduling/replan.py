@@ -59,13 +59,13 @@ def replan(schedule: Schedule, graph: Graph, *, guard: bool = True) -> Schedule:
     structure, traces = _played(schedule, flat, points)
     outlooks = _outlooks(traces, baseline)
     why = [f"replanned from a plan for {schedule.source.layout or schedule.source}"]
-    if guard and outlooks[0].gain <= 1.0 and not any(node.stream not in (None, WHOLE) for node in graph.nodes):
-        if structure.mechanism != SERIAL:
-            gain, at = outlooks[0].gain, outlooks[0].saturation
-            why.append(f"the serial schedule is used: {structure} is {gain:.2f}x serial where {at} SMs saturate memory")
-        flat, split, structure = source, None, structures.serial(device)
+    mechanism, pinned = schedule.mechanism, any(node.stream not in (None, WHOLE) for node in graph.nodes)
+    if guard and outlooks[0].gain <= 1.0 and mechanism != SERIAL and not pinned:
+        gain, at = outlooks[0].gain, outlooks[0].saturation
+        why.append(f"the serial schedule is used: {mechanism} is {gain:.2f}x serial where {at} SMs saturate memory")
+        flat, split, structure, mechanism = source, None, structures.serial(device), SERIAL
         traces, outlooks = baseline, _outlooks(baseline, baseline)
-    plan = assemble(source, split, flat, structure, traces[outlooks[0].saturation], outlooks)
+    plan = assemble(source, split, flat, structure, traces[outlooks[0].saturation], outlooks, mechanism)
     return replace(plan, seed=schedule.seed, effort=1, why=tuple(why), versions=versions())
 
 

@@ -11,7 +11,7 @@ from itertools import zip_longest
 
 from nanort.devices import Device
 from nanort.errors import CapacityError, PolicyError
-from nanort.scheduling.bounds import bounds
+from nanort.scheduling.bounds import ideal
 from nanort.scheduling.flat import Flat
 from nanort.scheduling.list_schedule import ListPolicy, estimate, serial
 from nanort.scheduling.players import Player, replayed
@@ -125,10 +125,10 @@ class Search:
 
         ``refine`` spends a part of the effort on variations of the best; Ctrl-C ends the search, not the program.
         """
-        tried, tuned = list[tuple[float, int, Candidate]](), list[Candidate]()
+        tried = list[tuple[float, int, Candidate]]()
         try:
             for candidate in self._candidates():
-                if self._spent(self.effort // TRYING if refine else self.effort):
+                if self._spent(max(1, self.effort // TRYING) if refine else self.effort):
                     break
                 if (trace := self._judge(candidate)) is not None:
                     tried.append((trace.makespan, len(tried), candidate))
@@ -137,16 +137,33 @@ class Search:
                 pools = _near(tried)
                 runs = max(1, round((self.effort - self.judged) / RUN))
                 for run in range(runs):
+                    if self._spent(self.effort):
+                        break
                     until = self.judged + (self.effort - self.judged) // (runs - run)
                     pool = pools[run % len(pools)] if runs > 1 else [item for pool in pools for item in pool]
-                    tuned += self._tuned(pool, self.seed + run, until)
-                tried += [(0.0, 0, candidate) for candidate in tuned]
+                    tried += [(0.0, 0, candidate) for candidate in self._tuned(pool, self.seed + run, until)]
         except KeyboardInterrupt:
             self.stopped = "interrupted"
         return self._best(tried)
 
     def _best(self, tried: Sequence[tuple[float, int, Candidate]]) -> Found | None:
-        """What gains most at its worst saturation point, of candidates and what they take at the first one."""
+        """What gains most at its worst saturation point, of candidates and what they take at the first one.
+
+        If it is interrupted, the best so far; the first is played in any case.
+        """
+        found: Found | None = None
+        try:
+            for better in self._better(tried):
+                found = better
+        except KeyboardInterrupt:
+            self.stopped = "interrupted"
+        if found is None and tried:
+            candidate = min(tried, key=lambda item: item[:2])[2]
+            found = self._met(candidate, candidate.plan())
+        return found
+
+    def _better(self, tried: Sequence[tuple[float, int, Candidate]]) -> Iterator[Found]:
+        """Each plan that gains more than those before it, the most promising first."""
         found: Found | None = None
         for rank, (seconds, _, candidate) in enumerate(sorted(tried, key=lambda item: item[:2])):
             hopeless = found is not None and self.serial_seconds[self.points[0]] <= found.worst.gain * seconds
@@ -155,7 +172,7 @@ class Search:
             met = self._met(candidate, candidate.plan())
             if found is None or met.worst.gain > found.worst.gain:
                 found = met
-        return found
+                yield met
 
     def _candidates(self) -> Iterator[Candidate]:
         """Ways to plan, from the most promising structures on, every mechanism and every cut in turn."""
@@ -200,8 +217,8 @@ class Search:
 
     @cached_property
     def _bound(self) -> float:
-        """Cutting adds work, so that no cut can beat what binds the uncut graph, whatever the mechanism."""
-        return bounds(self.source.graph, self.source.costs(self.points[0])).physical[1]
+        """Cutting adds work, so that no cut can beat what the busiest unit needs for the uncut graph."""
+        return ideal(self.source.graph, self.source.costs(self.points[0]))[0]
 
     def _met(self, candidate: Candidate, trace: Trace) -> Found:
         """The plan at every saturation point: streams play the nodes of ``trace`` in its order, and pay for events."""
@@ -218,12 +235,13 @@ class Search:
         """The best candidates with their policies tuned, by successive halving: the more promising, the more effort."""
         promising = sorted(tried, key=lambda item: estimate(item[2].work, item[2].structure))
         finalists = list[tuple[float, Candidate, Tuning]]()
-        seen = set[tuple[Workload, str, tuple[int, ...]]]()
+        seen = set[tuple[Workload, int, tuple[int, ...]]]()
         for seconds, _, candidate in (*tried[:BEST], *promising):
             sizes = sorted(group.sms for group in candidate.structure.groups)  # tuning can swap what they are for
-            key = (candidate.work, candidate.structure.mechanism, tuple(sizes))
+            key = (candidate.work, len(candidate.structure.streams), tuple(sizes))
             if len(finalists) < FINALISTS and key not in seen and isinstance(candidate.policy, ListPolicy):
                 seen.add(key)
+                self.judged += 1
                 tuning = Tuning(candidate.work, candidate.structure, candidate.policy, seed)
                 finalists.append((seconds, candidate, tuning))
         try:

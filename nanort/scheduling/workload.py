@@ -15,6 +15,9 @@ from nanort.scheduling import structures
 from nanort.scheduling.flat import Flat, Floats
 from nanort.scheduling.structures import Structure
 
+EVEN = 1e-9
+"""Nodes that are shorter than the mean by no more than this fraction are as long as the mean."""
+
 LIGHT, COMPUTE, MEMORY = "light", structures.COMPUTE, structures.MEMORY
 
 
@@ -46,10 +49,12 @@ class Workload:
         kernels = [
             (alone[kind].seconds, count) for kind, count in self.counts.items() if not flat.examples[kind].demand.engine
         ]
-        nodes = sum(count for _, count in kernels)
-        mean = sum(each * count for each, count in kernels) / nodes if nodes else 0.0
+        total = 0.0
+        for each, count in kernels:  # sum() rounds otherwise from Python 3.12 on
+            total += each * count
+        mean = total / max(1, sum(count for _, count in kernels))
         self.roles = [
-            LIGHT if cost.seconds < mean else COMPUTE if costs.bound_by(node) == "compute" else MEMORY
+            LIGHT if cost.seconds < mean * (1 - EVEN) else COMPUTE if costs.bound_by(node) == "compute" else MEMORY
             for node, cost in zip(flat.examples, alone, strict=True)
         ]
         self.path = [0.0] * len(flat)
