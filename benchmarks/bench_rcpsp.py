@@ -62,7 +62,7 @@ def read(folder: Path) -> dict[str, list[Known]]:
     """A folder's problems by how many activities they have."""
     found: dict[str, list[Known]] = {}
     with (folder / "best.csv").open(encoding="utf-8", newline="") as lines:
-        best = {row[0]: float(row[1]) for row in csv.reader(lines) if row[1][:1].isdigit()}
+        best = {row[0]: float(row[1]) for row in csv.reader(lines) if len(row) > 1 and row[1][:1].isdigit()}
     for path in sorted(folder.iterdir()):
         if path.suffix in (".sm", ".mm", ".rcp") and path.stem in best:
             problem = Problem.read(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import textwrap
 from collections.abc import Callable
@@ -32,7 +33,7 @@ from nanort.scheduling.solving.solve import solve as solved
 from nanort.serving.generate import load_model
 from nanort.serving.sampling import SamplingParams
 from nanort.serving.weights import read_json
-from nanort.timeline.units import plain
+from nanort.timeline.units import duration, plain
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -50,6 +51,8 @@ def _in_a_folder(path: Path | None) -> Path | None:
     """Refuses, before any work is done, a file that could not be written at its end."""
     if path is not None and not path.parent.is_dir():
         raise typer.BadParameter(f"there is no folder {path.parent}: make it, or name another")
+    if path is not None and (path.is_dir() or not os.access(path.parent, os.W_OK)):
+        raise typer.BadParameter(f"{path} is a folder, or in one that cannot be written to: name a file")
     return path
 
 
@@ -198,14 +201,15 @@ def solve(
 ) -> None:
     """Solves a project scheduling problem and prints makespan, bound and starts; Ctrl-C keeps the best so far."""
     problem = Problem.read(file)
-    solved(problem, schedules=WARM_UP)  # loads the machine code, which would count as the search's time
+    if solved(problem, schedules=WARM_UP).stopped:  # loads the machine code, which would count as the search's time
+        raise KeyboardInterrupt
     with progress_bar(Console(stderr=True), "solving", shown=lambda figure: f"{figure:.9g}") as bar:
         began = perf_counter()
         found = solved(problem, policy=policy, schedules=schedules, seconds=seconds, seed=seed, progress=bar)
         took = perf_counter() - began
-    gap, rate = found.makespan / found.bound - 1 if found.bound else 0.0, found.schedules / took
+    gap = found.makespan / found.bound - 1 if found.bound else 0.0
     if as_json:
-        rest = {"optimal": found.optimal, "gap": gap, "schedules_per_second": rate}
+        rest = {"optimal": found.optimal, "gap": gap, "seconds": took}
         typer.echo(json.dumps({**asdict(found), **rest}, indent=2))
         return
     several = any(len(task.modes) > 1 for task in problem.tasks)
@@ -218,7 +222,7 @@ def solve(
         f"makespan   {found.makespan:.9g}, {'optimal' if found.optimal else f'at most {gap:.1%} above the optimum'}"
     )
     typer.echo(f"bound      {found.bound:.9g}")
-    typer.echo(f"schedules  {found.schedules:,}, {rate:,.0f} a second{f'; {found.stopped}' * bool(found.stopped)}")
+    typer.echo(f"schedules  {found.schedules:,} in {duration(took)}{f'; {found.stopped}' * bool(found.stopped)}")
     typer.echo(textwrap.fill(" ".join(starts), 79, initial_indent="starts     ", subsequent_indent=" " * 11))
 
 

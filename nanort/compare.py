@@ -130,7 +130,7 @@ class Comparison:
     def data(self) -> list[dict[str, Any]]:
         """The figures of all rows."""
         large = any(len(row.schedule.graph.nodes) > LARGE for row in self.rows)
-        became = {"auto": f"auto ({'list' if large else 'search'})"}
+        became = {"auto": f"auto ({'list' if large else 'brief'})"}
         return [row.data | {"policy": became.get(row.policy, row.policy)} for row in self.rows]
 
 

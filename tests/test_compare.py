@@ -40,7 +40,7 @@ def swept() -> Sweep:
 
 def test_every_policy_and_every_mechanism_of_use_has_a_row(compared: Comparison) -> None:
     policies = [row["policy"] for row in compared.data]
-    assert policies == ["serial", "list", "search", "auto (search)", "co-resident", "isolated"]
+    assert policies == ["serial", "list", "search", "auto (brief)", "co-resident", "isolated"]
     serial, listed, searched, auto, *forced = compared.rows
     assert (serial.judged, searched.judged, auto.judged) == (0, 128, 128)
     assert auto.schedule == nr.co_schedule(auto.schedule.source, H200, effort=128)

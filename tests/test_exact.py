@@ -11,6 +11,7 @@ import pytest
 from nanort.errors import BackendError, ScheduleError
 from nanort.scheduling.problem import Mode, Problem, Solution, Task
 from nanort.scheduling.solving.exact import solve_exact
+from nanort.scheduling.solving.solve import solve
 from problems import optimum, random_problem
 from tree import ROOT
 
@@ -118,3 +119,16 @@ def test_a_missing_solver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ortools.sat.python", None)
     with pytest.raises(BackendError, match=r"pip install 'nanort\[exact\]'"):
         solve_exact(EASY)
+
+
+def test_figures_of_unlike_scales_are_rounded_in_favour_of_the_optimum() -> None:
+    """Rounding durations down moves the bound too: an optimum just above it must not be cut off."""
+    one = Task("a", (Mode(4.064375206067522, {"r": 2.859545642237924}), Mode(1.44e-06, {"r": 494.44325876130233})))
+    other = Task("b", (Mode(4.556589093296216, {"r": 3.2212566747478037}),))
+    problem = Problem([one, other], {"r": 494.44325876130233})
+    side_by_side = Solution((0.0, 0.0), (0, 0), 4.556589093296216, 0.0)
+    problem.check(side_by_side)
+    found = solve(problem, policy="exact", schedules=1, seconds=5)
+    problem.check(found)
+    assert found.bound <= side_by_side.makespan
+    assert not found.optimal or found.makespan == side_by_side.makespan

@@ -95,7 +95,7 @@ def co_schedule(
     refuse_excess(graph.seal(), device)
     deadline = math.inf if seconds is None else time.monotonic() + seconds
     source, is_serial = Flat(graph, device, profile), policy == "serial"
-    cuts, uncut = cut(source, nano_batches[:1] if is_serial else nano_batches, per_op)
+    cuts, uncut = cut(source, nano_batches[:1] if is_serial else nano_batches, per_op, deadline)
     if policy == "auto":
         policy = "list" if max(map(len, cuts.values())) > LARGE else "search"
     budget = effort or THOROUGH**thorough * max(64, min(6144, NODES_BY_DEFAULT // max(1, *map(part, cuts.values()))))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Mapping, Sequence
 
 from nanort.errors import GraphError
@@ -31,16 +33,22 @@ def worth_trying(graph: Graph, thorough: bool) -> tuple[int | tuple[int, ...], .
 
 
 def cut(
-    source: Flat, nano_batches: Sequence[Sizes], per_op: Mapping[str, int] | None
+    source: Flat, nano_batches: Sequence[Sizes], per_op: Mapping[str, int] | None, deadline: float = math.inf
 ) -> tuple[dict[Split | None, Flat], list[str]]:
     """The graph cut in every way that was asked for and is possible, and a line for each that is not.
+
+    After ``deadline``, a time of ``time.monotonic``, no more are made once there is one.
 
     Raises:
         GraphError: none of them is; most often a SplitError.
     """
     cuts: dict[Split | None, Flat] = {}
     refused: dict[str, GraphError] = {}
+    late = list[str]()
     for sizes in nano_batches:
+        if cuts and time.monotonic() >= deadline:
+            late.append(f"not cut into {sizes}: time was up")
+            continue
         split = Split.of(sizes, per_op)
         try:
             cuts[split] = source if split is None else Flat(split.cut(source.graph), source.device, source.profile)
@@ -48,4 +56,4 @@ def cut(
             refused[f"not cut into {sizes}: {error}"] = error
     if not cuts:
         raise next(iter(refused.values()))
-    return cuts, list(refused)
+    return cuts, [*refused, *late]

@@ -45,12 +45,15 @@ class Task:
     def __init__(self, name: str, modes: Sequence[Mode]) -> None:
         if not isinstance(name, str):
             raise ProblemError(f"task {name!r}: a name is a string: give Task({str(name)!r}, ...)")
-        if isinstance(modes, Mode) or not all(isinstance(mode, Mode) for mode in modes):
+        if isinstance(modes, Mode) or not isinstance(modes, Iterable):
+            raise ProblemError(f"task {name!r}: modes={modes!r}: give a sequence of Mode(duration, usage)")
+        modes = tuple(modes)
+        if not all(isinstance(mode, Mode) for mode in modes):
             raise ProblemError(f"task {name!r}: modes={modes!r}: give a sequence of Mode(duration, usage)")
         if not modes:
             raise ProblemError(f"task {name!r} has no mode: give it at least one Mode(duration, usage)")
         object.__setattr__(self, "name", name)
-        object.__setattr__(self, "modes", tuple(modes))
+        object.__setattr__(self, "modes", modes)
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,10 @@ class Problem:
         precedence: Iterable[tuple[str, str]] = (),
         name: str = "problem",
     ) -> None:
+        if not isinstance(capacities, Mapping):
+            raise ProblemError(
+                f"capacities={capacities!r}: give a mapping from each resource to how much there is of it"
+            )
         held = {resource: _figure(amount, f"the capacity of {resource!r}") for resource, amount in capacities.items()}
         for label, value in (("tasks", tuple(tasks)), ("capacities", held), ("name", name)):
             object.__setattr__(self, label, value)

@@ -143,7 +143,8 @@ def _model(cp_model: Any, a: Arrays, units: _Units, best: Solution) -> tuple[Any
     least = units.duration[:, 0].astype(np.float64)
     heads, tails = longest(least, a.order, a.pred_ptr, a.preds), longest(least, a.order[::-1], a.succ_ptr, a.succs)
     last = math.ceil((best.makespan + units.lost) / units.unit) + (units.lost > 0)
-    makespan = model.new_int_var(math.ceil(best.bound / units.unit * (1 - LOST)), last, "makespan")
+    # durations were rounded down, so that the bound in their units may lie below the one in the problem's figures
+    makespan = model.new_int_var(math.floor(best.bound / units.unit * (1 - LOST)), last, "makespan")
     starts, chosen, lengths = [], [], []
     held: list[list[tuple[Any, int]]] = [[] for _ in units.capacity]
     for task in range(T):

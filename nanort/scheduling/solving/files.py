@@ -16,7 +16,8 @@ KINDS = {"renewable": "R", "nonrenewable": "N", "doubly constrained": "D"}
 
 def read(path: str | os.PathLike[str]) -> Problem:
     """The problem in a file; see :meth:`Problem.read`."""
-    text = Path(path).read_bytes().decode("latin-1").removesuffix("\x1a")  # any byte is a letter; DOS ends files so
+    text = Path(path).read_bytes().decode("latin-1")  # any byte is a letter
+    text = text.removeprefix("\xef\xbb\xbf").rstrip("\x1a\r\n ")  # Windows begins files so, DOS ends them so
     lines = text.replace("\r\n", "\n").split("\n")
     first = next((line for line in lines if line.strip()), "")
     if not first or "\0" in text:
@@ -51,7 +52,8 @@ class _Numbers:
                 f"{self.path}, line {line}: {what} is {word!r}: it must be a whole number of 15 digits or fewer"
             )
         if not least <= int(word) <= most:
-            raise FileError(f"{self.path}, line {line}: {what} is {word}: it must be from {least} to {most}")
+            span = f"{least} or more" if most == float("inf") else f"from {least} to {most}"
+            raise FileError(f"{self.path}, line {line}: {what} is {word}: it must be {span}")
         if new_line and not begins:
             raise FileError(
                 f"{self.path}, line {line}: {word} is one number too many: a line ought to begin with {what}"

@@ -6,6 +6,7 @@ import importlib.util
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING
 
@@ -65,7 +66,9 @@ def solve(
     from nanort.scheduling.solving.genetic import Search  # numba takes half a second to import
 
     begin = time.monotonic()
-    deadline = math.inf if seconds is None else begin + seconds
+    exactly = policy == "exact"
+    allowed = EXACT_SECONDS if exactly and seconds is None else seconds
+    deadline = math.inf if allowed is None else begin + allowed * (0.5 if exactly else 1.0)
     least = bound(problem).best
     search = Search(problem.arrays, least, schedules, deadline, seed, progress)
     if policy == "list" or not isinstance(policy, str):
@@ -77,12 +80,12 @@ def solve(
         search.run()
     found = _solution(problem.arrays, search, least)
     ready = policy == "auto" and seconds is not None and importlib.util.find_spec("ortools") is not None
-    if found.optimal or search.stopped or not (policy == "exact" or ready):
+    if found.optimal or search.stopped.startswith("interrupted") or not (exactly or (ready and not search.stopped)):
         return found
     from nanort.scheduling.solving.exact import solve_exact
 
-    left = (EXACT_SECONDS if seconds is None else seconds) - (time.monotonic() - begin)
-    return solve_exact(problem, max(left, 0.001), hint=found, progress=progress)
+    left = (allowed or EXACT_SECONDS) - (time.monotonic() - begin)
+    return solve_exact(problem, max(left, 0.001), hint=replace(found, stopped=""), progress=progress)
 
 
 def _refuse_budgets(policy: str | Policy, schedules: int, seconds: float | None, seed: int) -> None:
@@ -90,7 +93,7 @@ def _refuse_budgets(policy: str | Policy, schedules: int, seconds: float | None,
         raise PolicyError(f"there is no policy {policy!r}: give one of {', '.join(POLICIES)}, or a function")
     if not isinstance(schedules, int) or isinstance(schedules, bool) or schedules < 1:
         raise ScheduleError(f"schedules={schedules!r} is no budget: give how many to generate, 1 or more")
-    if seconds is not None and not 0 < seconds < math.inf:
+    if seconds is not None and not (isinstance(seconds, (int, float)) and 0 < seconds < math.inf):
         raise ScheduleError(f"seconds={seconds!r} is no budget: give more than zero, or None for no limit")
     if not isinstance(seed, int):
         raise ScheduleError(f"seed={seed!r} cannot be repeated: give a whole number")
@@ -111,7 +114,7 @@ def _priorities(problem: Problem, policy: Policy) -> Floats:
     answer = policy(problem)
     try:
         found = np.array(answer, np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise PolicyError(f"policy {name} answered {answer!r}: give a number for each task") from error
     if found.shape != (tasks,):
         raise PolicyError(f"policy {name} answered numbers of shape {found.shape}: give one for each of {tasks} tasks")
