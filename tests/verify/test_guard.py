@@ -39,7 +39,7 @@ def test_schedules_are_valid_reproducible_and_guarded(block: int, monkeypatch: p
     bench = importlib.import_module("benchmarks.bench_policies")
     for graph in family(block):
         cuts = (1,) if graph.name.startswith("dag") else (1, 2)
-        options = {"nano_batches": cuts, "effort": 120, "seed": block}
+        options = {"nano_batches": cuts, "effort": 40, "seed": block}
         schedule = nr.co_schedule(graph, H200, **options)
         schedule.check()
         assert schedule.bounds.best <= schedule.makespan * (1 + 1e-9) <= schedule.serial_makespan * (1 + 2e-9)

@@ -37,6 +37,6 @@ def test_nanort_is_best_or_equal_on_most_steps(monkeypatch: pytest.MonkeyPatch) 
     """A few layers of each step and a dozen random graphs; benchmarks/bench_policies.py has them all."""
     monkeypatch.syspath_prepend(ROOT)
     bench, workloads = (importlib.import_module(f"benchmarks.{name}") for name in ("bench_policies", "workloads"))
-    verdicts = [bench.compare(name, build(8)) for name, build in workloads.WORKLOADS.items()]
+    verdicts = [bench.compare(name, build(4)) for name, build in workloads.WORKLOADS.items()]
     best = bench.rows("steps", verdicts)[0]
     assert best.met, "\n".join(f"{v.graph}: {peer} {v.ratio(peer):.4f}" for v in verdicts for peer in v.seconds)
