@@ -89,7 +89,7 @@ def _gap(known: Iterable[Known], **options: object) -> float:
 
 
 def _checked(problem: Problem, **options: object) -> Solution:
-    solution = solve(problem, **options)  # type: ignore[arg-type]
+    solution = solve(problem, **options)  # type: ignore[arg-type]  # options of solve, handed on
     problem.check(solution)
     return solution
 
@@ -116,7 +116,7 @@ def measure(options: argparse.Namespace, quick: bool) -> list[Row]:
     if options.files:
         every = iter(read(options.files).items())
     else:
-        cells, grids = (2, GRIDS[:1]) if quick else (None, GRIDS)
+        cells, grids = (2, GRIDS[:1]) if quick else (None, options.grids)
         every = ((grid, generated(grid, options.per_cell, options.reference_seconds, cells)) for grid in grids)
     for name, known in every:
         rows += [*gaps(name, known, 1 if quick else 3), *rates(name, known[:: max(1, len(known) // 12)], 5_000)]
@@ -128,6 +128,7 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bench_rcpsp", add_help=False)
     parser.add_argument("--per-cell", type=int, default=1, help="problems for each cell of the grids")
     parser.add_argument("--reference-seconds", type=float, default=20.0, help="CP-SAT's time for each")
+    parser.add_argument("--grids", nargs="+", choices=GRIDS, default=GRIDS, help="which of them")
     parser.add_argument("--files", type=Path, metavar="FOLDER", help="problems to solve instead, and best.csv")
     options, rest = parser.parse_known_args(argv)
     return run("bench_rcpsp", functools.partial(measure, options), rest)

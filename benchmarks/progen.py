@@ -258,4 +258,4 @@ def _successors(problem: Problem) -> dict[str, list[int]]:
 
 
 def _join(figures: object) -> str:
-    return "  ".join(map(str, figures))  # type: ignore[call-overload]
+    return "  ".join(map(str, figures))  # type: ignore[call-overload]  # numbers and words of a line

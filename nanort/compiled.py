@@ -7,6 +7,13 @@ import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+"""The arrays that compiled functions take; all of scheduling computes with them."""
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 COMPILES = importlib.util.find_spec("numba") is not None

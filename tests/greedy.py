@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
@@ -22,20 +23,27 @@ class Reference:
     gaps: list[float]
 
 
+def transformers_sizes(config: DecoderConfig) -> dict[str, Any]:
+    """The sizes of a decoder in transformers' words."""
+    return {
+        "vocab_size": config.vocab,
+        "hidden_size": config.hidden,
+        "intermediate_size": config.ffn,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_dim,
+        "rms_norm_eps": config.eps,
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.theta},
+        "max_position_embeddings": config.max_positions,
+    }
+
+
 def transformers_model(config: DecoderConfig, weights: dict[str, torch.Tensor]) -> LlamaForCausalLM:
     """transformers' Llama with our weights, float32 on the CPU."""
     settings = LlamaConfig(
         architectures=["LlamaForCausalLM"],
-        vocab_size=config.vocab,
-        hidden_size=config.hidden,
-        intermediate_size=config.ffn,
-        num_hidden_layers=config.layers,
-        num_attention_heads=config.heads,
-        num_key_value_heads=config.kv_heads,
-        head_dim=config.head_dim,
-        rms_norm_eps=config.eps,
-        rope_parameters={"rope_type": "default", "rope_theta": config.theta},
-        max_position_embeddings=config.max_positions,
+        **transformers_sizes(config),
         tie_word_embeddings=config.tied,
     )
     model = LlamaForCausalLM(settings).eval()

@@ -74,18 +74,11 @@ def mixtral(config: DecoderConfig, weights: dict[str, torch.Tensor]) -> Any:
     """transformers' Mixtral with our weights."""
     from transformers import MixtralConfig, MixtralForCausalLM
 
+    from greedy import transformers_sizes
+
     settings = MixtralConfig(
         architectures=["MixtralForCausalLM"],
-        vocab_size=config.vocab,
-        hidden_size=config.hidden,
-        intermediate_size=config.ffn,
-        num_hidden_layers=config.layers,
-        num_attention_heads=config.heads,
-        num_key_value_heads=config.kv_heads,
-        head_dim=config.head_dim,
-        rms_norm_eps=config.eps,
-        rope_parameters={"rope_type": "default", "rope_theta": config.theta},
-        max_position_embeddings=config.max_positions,
+        **transformers_sizes(config),
         num_local_experts=config.experts,
         num_experts_per_tok=config.experts_per_token,
     )

@@ -53,9 +53,9 @@ def test_a_task_that_cannot_be_is_refused() -> None:
     with pytest.raises(ProblemError, match="has no mode"):
         Task("a", [])
     with pytest.raises(ProblemError, match="a name is a string"):
-        Task(3, [Mode(1)])  # type: ignore[arg-type]
+        Task(3, [Mode(1)])  # type: ignore[arg-type]  # wrong on purpose
     with pytest.raises(ProblemError, match="give a sequence of Mode"):
-        Task("a", Mode(1))  # type: ignore[arg-type]
+        Task("a", Mode(1))  # type: ignore[arg-type]  # wrong on purpose
 
 
 def test_figures_are_plain_and_values_are_equal_by_what_they_hold() -> None:
@@ -135,7 +135,7 @@ def test_check_takes_a_solution_and_says_that_it_is_optimal() -> None:
 )
 def test_check_refuses_what_breaks_a_constraint(change: dict[str, object], said: str) -> None:
     with pytest.raises(ScheduleError, match=said):
-        PAIR.check(replace(GOOD, **change))  # type: ignore[arg-type]
+        PAIR.check(replace(GOOD, **change))  # type: ignore[arg-type]  # fields of several types
 
 
 def test_check_names_the_tasks_that_use_too_much_at_once() -> None:

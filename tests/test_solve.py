@@ -4,6 +4,7 @@ import math
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -105,8 +106,8 @@ def test_time_that_is_up_leaves_the_best_so_far() -> None:
 def test_ctrl_c_leaves_the_best_so_far() -> None:
     told: list[tuple[int, int, float, float]] = []
 
-    def progress(*figures: float) -> None:
-        told.append(figures)  # type: ignore[arg-type]
+    def progress(schedules: int, budget: int, best: float, bound: float) -> None:
+        told.append((schedules, budget, best, bound))
         if len(told) == 5:
             raise KeyboardInterrupt
 
@@ -160,7 +161,7 @@ def test_a_policy_that_orders_nothing_is_refused_by_its_name(answer: object, sai
         return answer
 
     with pytest.raises(PolicyError, match=said):
-        solve(CHAIN, policy=mine)  # type: ignore[arg-type]
+        solve(CHAIN, policy=mine)  # type: ignore[arg-type]  # wrong on purpose
 
 
 def test_exact_and_auto_with_time_prove_what_a_search_cannot() -> None:
@@ -201,9 +202,9 @@ def quarters(problem: Problem) -> Problem:
 
 @pytest.mark.parametrize("modes", [1, 3])
 @pytest.mark.parametrize("change", [lambda problem: problem, quarters])
-def test_both_implementations_of_the_schemes_are_one(modes: int, change: object) -> None:
+def test_both_implementations_of_the_schemes_are_one(modes: int, change: Callable[[Problem], Problem]) -> None:
     for seed in range(10):
-        problem = change(random_problem(random.Random(seed), 20, integral=True, modes=modes))  # type: ignore[operator]
+        problem = change(random_problem(random.Random(seed), 20, integral=True, modes=modes))
         search = Search(problem.arrays, 0.0, 1, math.inf, seed)
         orders, chosen, at_once = lists(problem, 12), search.chosen(12), np.arange(12) % 2
         for way in (0, 1, 0):

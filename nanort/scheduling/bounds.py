@@ -10,8 +10,8 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
-import numpy.typing as npt
 
+from nanort.compiled import Floats, Ints
 from nanort.costs.roofline import Cost, Costs
 from nanort.graph import Graph
 from nanort.nodes import Node
@@ -34,9 +34,6 @@ NAMES = {
 }
 THRESHOLDS = 64
 """Heads, and tails, of which every two make a window; more of them raise a bound by little."""
-
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from itertools import combinations_with_replacement
 
 import numpy as np
-import numpy.typing as npt
 
+from nanort.compiled import Floats
 from nanort.costs.roofline import Costs
 from nanort.nodes import Node
 
@@ -24,8 +24,6 @@ PIVOTS = 2_000
 """After so many steps the prices found so far are used."""
 
 TINY = 1e-12
-
-Floats = npt.NDArray[np.float64]
 
 
 def prices(nodes: Sequence[Node], seconds: Sequence[float], counts: Sequence[int], costs: Costs) -> list[float]:

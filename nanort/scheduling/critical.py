@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from nanort.compiled import Floats, Ints
 from nanort.scheduling.waits import Wait
 
 if TYPE_CHECKING:
@@ -21,9 +22,6 @@ FULL = 0.9
 """The share of a bandwidth that a node draws alone from which on it counts as bound by it."""
 
 SLACK = 1e-9
-
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)

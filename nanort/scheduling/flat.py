@@ -9,8 +9,8 @@ from functools import cached_property
 from math import inf
 
 import numpy as np
-import numpy.typing as npt
 
+from nanort.compiled import Floats, Ints
 from nanort.costs.profile import Profile
 from nanort.costs.roofline import Cost, Costs
 from nanort.devices import Device
@@ -21,9 +21,6 @@ from nanort.simulation.fluid import Modes
 from nanort.simulation.interference import Coresidence, coresidence
 
 LINKS = ("h2d", "d2h", "net")
-
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
-
-from nanort.compiled import compiled
-
-Ints = npt.NDArray[np.int64]
+from nanort.compiled import Ints, compiled
 
 
 @compiled

@@ -10,9 +10,10 @@ from math import inf
 
 import numpy as np
 
+from nanort.compiled import Floats, Ints
 from nanort.errors import CapacityError, PolicyError
 from nanort.scheduling import structures
-from nanort.scheduling.flat import Flat, Floats, Ints
+from nanort.scheduling.flat import Flat
 from nanort.scheduling.structures import ALONE, BOTH, COMPUTE, COPY, MEMORY, Structure
 from nanort.scheduling.workload import LIGHT, Workload
 from nanort.simulation.fluid import Trace

@@ -9,14 +9,10 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from nanort.compiled import compiled
+from nanort.compiled import Floats, Ints, compiled
 from nanort.scheduling.heaps import add, take
 from nanort.simulation.fluid import TINY
-
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 BOTH, COMPUTE, MEMORY, ALONE, COPY = range(5)
 QUEUES_OF_ROLES = 4

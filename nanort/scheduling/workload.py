@@ -8,11 +8,12 @@ from math import inf
 
 import numpy as np
 
+from nanort.compiled import Floats
 from nanort.devices import Device
 from nanort.graph import Graph
 from nanort.partition import ENGINES
 from nanort.scheduling import structures
-from nanort.scheduling.flat import Flat, Floats
+from nanort.scheduling.flat import Flat
 from nanort.scheduling.structures import Structure
 
 EVEN = 1e-9

@@ -19,7 +19,7 @@ def _root_on_path(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def judged(problem: Problem, **options: object) -> Solution:
-    solution = solve(problem, policy="search", **options)  # type: ignore[arg-type]
+    solution = solve(problem, policy="search", **options)  # type: ignore[arg-type]  # options of solve, handed on
     problem.check(solution)
     return solution
 

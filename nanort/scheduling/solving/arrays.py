@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nanort.compiled import Floats, Ints
 from nanort.errors import ProblemError
 
 if TYPE_CHECKING:
@@ -19,9 +20,6 @@ SLACK = 1e-9
 
 MOST = 1 << 53
 """The largest figure; beyond it not every whole number is a float."""
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from nanort.compiled import Floats, Ints
 from nanort.scheduling.problem import Problem
-from nanort.scheduling.solving.arrays import SLACK, Arrays, Floats, Ints
+from nanort.scheduling.solving.arrays import SLACK, Arrays
 
 WINDOWS = 64
 """The most begins, and the most ends, of windows that are looked at."""

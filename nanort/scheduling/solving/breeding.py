@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nanort.compiled import compiled
-from nanort.scheduling.solving.generation import Floats, Ints, Side
+from nanort.compiled import Floats, Ints, compiled
+from nanort.scheduling.solving.generation import Side
 
 PRESSURE = 4
 """Of so many lists drawn, the best becomes a parent."""

@@ -6,9 +6,10 @@ from typing import NoReturn
 
 import numpy as np
 
+from nanort.compiled import Floats
 from nanort.errors import ScheduleError
 from nanort.scheduling.problem import Problem, Solution
-from nanort.scheduling.solving.arrays import MOST, SLACK, Floats
+from nanort.scheduling.solving.arrays import MOST, SLACK
 
 
 def check(problem: Problem, solution: Solution) -> None:

@@ -19,9 +19,10 @@ from typing import Any
 
 import numpy as np
 
+from nanort.compiled import Floats, Ints
 from nanort.errors import BackendError, ScheduleError
 from nanort.scheduling.problem import Problem, Solution
-from nanort.scheduling.solving.arrays import SLACK, Arrays, Floats, Ints
+from nanort.scheduling.solving.arrays import SLACK, Arrays
 from nanort.scheduling.solving.bounds import ROUNDING, bound, longest
 
 FINEST = 10**7

@@ -15,12 +15,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-from nanort.compiled import COMPILES
+from nanort.compiled import COMPILES, Ints
 from nanort.scheduling.solving import generation, vectorised
 from nanort.scheduling.solving.arrays import SLACK, Arrays
 from nanort.scheduling.solving.bounds import longest
 from nanort.scheduling.solving.breeding import Population, breed, sample, settle
-from nanort.scheduling.solving.generation import Ints, Side
+from nanort.scheduling.solving.generation import Side
 
 SIZE = 1.8
 """Lists in a population, for the square root of the budget."""

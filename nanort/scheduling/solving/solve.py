@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nanort.compiled import Floats, Ints
 from nanort.errors import PolicyError, ScheduleError
 from nanort.scheduling.problem import Problem, Solution
-from nanort.scheduling.solving.arrays import Arrays, Floats, Ints
+from nanort.scheduling.solving.arrays import Arrays
 from nanort.scheduling.solving.bounds import bound, longest
 
 if TYPE_CHECKING:

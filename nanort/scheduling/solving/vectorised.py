@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from nanort.scheduling.solving.generation import Floats, Ints, Side
+from nanort.compiled import Floats, Ints
+from nanort.scheduling.solving.generation import Side
 
 Flags = npt.NDArray[np.bool_]
 
