@@ -4,6 +4,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 # The warning that is left out speaks of folders which hide an installed package: tests/test_layout.py sees to that.
 PIP := PYTHONWARNINGS='ignore:Editable installation' $(BIN)/python -m pip --disable-pip-version-check --quiet
+# A worker that dies fails the run at once: replaced, it may leave the others waiting for ever.
+WORKERS := --numprocesses 2 --max-worker-restart 0
 INSTALL := $(PIP) install --constraint constraints.txt --no-build-isolation
 
 .DEFAULT_GOAL := help
@@ -17,7 +19,7 @@ demo: .venv/.demo  ## serve a few requests with a real model of 135 million para
 	$(BIN)/nanort demo
 
 test: .venv/.dev  ## run the test suite
-	$(BIN)/pytest --numprocesses 2 --dist loadfile
+	$(BIN)/pytest $(WORKERS) --dist loadfile
 
 check: .venv/.dev  ## judge format, style and types
 	$(BIN)/ruff format --check
@@ -29,7 +31,7 @@ check: .venv/.dev  ## judge format, style and types
 
 verify: .venv/.dev  ## run the checks that take minutes: tests/verify
 	$(BIN)/pytest tests/verify/test_greedy_tokens.py -rP
-	$(BIN)/pytest tests/verify --ignore tests/verify/test_greedy_tokens.py --numprocesses 2
+	$(BIN)/pytest tests/verify --ignore tests/verify/test_greedy_tokens.py $(WORKERS)
 
 format: .venv/.dev  ## rewrite the sources in the project's format
 	$(BIN)/ruff check --fix

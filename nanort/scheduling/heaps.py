@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from nanort.compiled import Ints, compiled
+from nanort.compiled import Ints, Ints2, compiled
 
 
 @compiled
-def push(heaps: Ints, which: int, size: int, rank: int) -> None:
+def push(heaps: Ints2, which: int, size: int, rank: int) -> None:
     """Adds ``rank`` to the first ``size`` entries of a heap."""
     at = size
     while at > 0:
@@ -19,7 +19,7 @@ def push(heaps: Ints, which: int, size: int, rank: int) -> None:
 
 
 @compiled
-def pop(heaps: Ints, which: int, size: int) -> int:
+def pop(heaps: Ints2, which: int, size: int) -> int:
     """Takes the least of ``size`` entries of a heap."""
     least: int = heaps[which, 0]
     last = heaps[which, size - 1]
@@ -39,7 +39,7 @@ def pop(heaps: Ints, which: int, size: int) -> int:
 
 
 @compiled
-def add(queue: int, rank: int, heaps: Ints, sizes: Ints, filled: Ints) -> None:
+def add(queue: int, rank: int, heaps: Ints2, sizes: Ints, filled: Ints) -> None:
     """Queues a node, by its rank."""
     push(heaps, queue, sizes[queue], rank)
     sizes[queue] += 1
@@ -47,7 +47,7 @@ def add(queue: int, rank: int, heaps: Ints, sizes: Ints, filled: Ints) -> None:
 
 
 @compiled
-def take(queue: int, heaps: Ints, sizes: Ints, filled: Ints, by_rank: Ints) -> int:
+def take(queue: int, heaps: Ints2, sizes: Ints, filled: Ints, by_rank: Ints) -> int:
     """The most urgent node of a queue."""
     sizes[queue] -= 1
     if sizes[queue] == 0:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nanort.compiled import Floats, Ints, compiled
+from nanort.compiled import Floats, Floats2, Floats3, Ints, Ints2, compiled
 from nanort.scheduling.heaps import add, take
 from nanort.simulation.fluid import TINY
 
@@ -120,8 +120,8 @@ def water_fill(drawn: Floats, weights: Ints, got: Floats) -> None:
 
 @compiled
 def listed(
-    lane: int, running: Ints, left: Floats, heaps: Ints, sizes: Ints, filled: Ints, by_rank: Ints, serves: Ints,
-    roles: Ints, alone: int, borrow: bool, after: Floats, seconds: Floats, row: Ints, kind: Ints,
+    lane: int, running: Ints, left: Floats, heaps: Ints2, sizes: Ints, filled: Ints, by_rank: Ints, serves: Ints,
+    roles: Ints, alone: int, borrow: bool, after: Floats, seconds: Floats2, row: Ints, kind: Ints,
 ) -> int:  # fmt: skip  # a line an argument would be a page
     """See ListDispatch.next: the node that ``lane`` starts, or -1."""
     role, waiting = roles[lane], serves[lane] & filled[0]
@@ -165,8 +165,8 @@ def listed(
 
 @compiled
 def share_sms(
-    busy: Ints, count: int, running: Ints, sms: Ints, with_: Ints, group: Ints, operator: Ints, slowdown: Floats,
-    kind: Ints, solo: Floats, speeds: Floats, held: Ints,
+    busy: Ints, count: int, running: Ints, sms: Ints, with_: Ints, group: Ints, operator: Ints, slowdown: Floats3,
+    kind: Ints, solo: Floats2, speeds: Floats, held: Ints,
 ) -> None:  # fmt: skip  # a line an argument would be a page
     """See Coresidence.speeds; ``speeds`` and ``held`` are written."""
     for lane in range(len(sms)):
@@ -199,9 +199,9 @@ def play(tables: Tables, edges: Edges, sharing: Sharing, lists: Lists, queues: Q
 
 @compiled
 def _play(
-    kind: Ints, row: Ints, seconds: Floats, asks: Ints, shares: Floats,
+    kind: Ints, row: Ints, seconds: Floats2, asks: Ints2, shares: Floats3,
     missing: Ints, ptr: Ints, succs: Ints, pred_ptr: Ints, preds: Ints, event: float,
-    sharing: bool, with_: Ints, group: Ints, operator: Ints, slowdown: Floats, solo_kind: Ints, solo: Floats,
+    sharing: bool, with_: Ints, group: Ints, operator: Ints, slowdown: Floats3, solo_kind: Ints, solo: Floats2,
     listing: bool, queue: Ints, rank: Ints, by_rank: Ints, serves: Ints, rivals: Ints, roles: Ints, alone: int,
     borrow: bool, after: Floats,
     head: Ints, tail: Ints, queued: Ints,

@@ -131,7 +131,7 @@ def replayed(
         np.zeros(len(queues), np.int64),
         after[None],
         np.stack([sms for _, sms, _ in found])[rows, kinds][None],
-        (np.stack([shares for _, _, shares in found], axis=1)[:, rows, kinds] * scale)[:, None],
+        np.ascontiguousarray(np.stack([shares for _, _, shares in found], axis=1)[:, rows, kinds] * scale)[:, None],
     )
     on = np.array([other for waited in awaited for other in waited], np.int64)
     waiters = np.repeat(np.arange(len(flat)), missing)[np.argsort(on, kind="stable")]

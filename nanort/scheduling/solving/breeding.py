@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nanort.compiled import Floats, Ints, compiled
+from nanort.compiled import Floats, Floats2, Ints, Ints2, compiled
 from nanort.scheduling.solving.generation import Side
 
 PRESSURE = 4
@@ -51,7 +51,7 @@ def sample(side: Side, tails: Floats, base: float, random: Ints, orders: Ints) -
 
 @compiled
 def _sample(
-    before_first: Ints, after_first: Ints, after: Ints, tails: Floats, base: float, random: Ints, orders: Ints
+    before_first: Ints, after_first: Ints, after: Ints, tails: Floats, base: float, random: Ints, orders: Ints2
 ) -> None:
     tasks = orders.shape[1]
     open_, weights = np.zeros(tasks, np.int64), np.zeros(tasks)
@@ -97,7 +97,7 @@ def _parent(keys: Floats, random: Ints) -> int:
 
 
 @compiled
-def _busiest(order: Ints, modes: Ints, finish: Floats, energy: Floats, random: Ints) -> tuple[int, int]:
+def _busiest(order: Ints, modes: Ints, finish: Floats, energy: Floats2, random: Ints) -> tuple[int, int]:
     """The busiest of some random stretches of a list, a quarter to three quarters of it long."""
     tasks = order.shape[0]
     before = np.zeros(tasks + 1)
@@ -156,9 +156,17 @@ def breed(
 
 
 @compiled
+def _precedes(before_first: Ints, before: Ints, task: int, other: int) -> bool:
+    found = False
+    for arc in range(before_first[other], before_first[other + 1]):
+        found |= before[arc] == task
+    return found
+
+
+@compiled
 def _breed(
-    counts: Ints, before_first: Ints, before: Ints, lists: Ints, chosen: Ints, finish: Floats, keys: Floats,
-    energy: Floats, swaps: int, flips: int, random: Ints, orders: Ints, modes: Ints,
+    counts: Ints, before_first: Ints, before: Ints, lists: Ints2, chosen: Ints2, finish: Floats2, keys: Floats,
+    energy: Floats2, swaps: int, flips: int, random: Ints, orders: Ints2, modes: Ints2,
 ) -> None:  # fmt: skip
     tasks, place = orders.shape[1], np.zeros(orders.shape[1], np.int64)
     for one in range(orders.shape[0]):
@@ -183,14 +191,6 @@ def _breed(
                 child[at], child[at + 1] = child[at + 1], child[at]
 
 
-@compiled
-def _precedes(before_first: Ints, before: Ints, task: int, other: int) -> bool:
-    found = False
-    for arc in range(before_first[other], before_first[other + 1]):
-        found |= before[arc] == task
-    return found
-
-
 def settle(home: Population, children: Population) -> int:
     """Each child takes the place of the worst, if it is no worse and none is like it; answers how many did.
 
@@ -201,8 +201,8 @@ def settle(home: Population, children: Population) -> int:
 
 @compiled
 def _settle(
-    orders: Ints, modes: Ints, finish: Floats, keys: Floats,
-    new_orders: Ints, new_modes: Ints, new_finish: Floats, new_keys: Floats,
+    orders: Ints2, modes: Ints2, finish: Floats2, keys: Floats,
+    new_orders: Ints2, new_modes: Ints2, new_finish: Floats2, new_keys: Floats,
 ) -> int:  # fmt: skip
     settled = 0
     for one in range(new_keys.shape[0]):

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nanort.compiled import Floats, Ints, compiled
+from nanort.compiled import Floats, Floats2, Floats3, Ints, Ints2, compiled
 
 
 class Side(NamedTuple):
@@ -42,7 +42,7 @@ class Side(NamedTuple):
 
 
 @compiled
-def _fit(time: Floats, next_: Ints, free: Floats, earliest: int, duration: float, usage: Floats) -> int:
+def _fit(time: Floats, next_: Ints, free: Floats2, earliest: int, duration: float, usage: Floats) -> int:
     """The first event from ``earliest`` on at which there is room for so long; the last one always has room."""
     begin = event = earliest
     end = time[begin] + duration
@@ -59,7 +59,7 @@ def _fit(time: Floats, next_: Ints, free: Floats, earliest: int, duration: float
 
 
 @compiled
-def _place(time: Floats, next_: Ints, free: Floats, begin: int, duration: float, usage: Floats, new: int) -> int:
+def _place(time: Floats, next_: Ints, free: Floats2, begin: int, duration: float, usage: Floats, new: int) -> int:
     """Takes what is used from ``begin`` on; answers the event of the end, which is event ``new`` if there was none."""
     event, end = begin, time[begin] + duration
     while time[event] < end:
@@ -78,8 +78,8 @@ def _place(time: Floats, next_: Ints, free: Floats, begin: int, duration: float,
 
 @compiled
 def serial(
-    duration: Floats, usage: Floats, counts: Ints, capacity: Floats, before_first: Ints, before: Ints,
-    order: Ints, modes: Ints, time: Floats, next_: Ints, free: Floats, ends: Ints,
+    duration: Floats2, usage: Floats3, counts: Ints, capacity: Floats, before_first: Ints, before: Ints,
+    order: Ints, modes: Ints, time: Floats, next_: Ints, free: Floats2, ends: Ints,
 ) -> int:  # fmt: skip
     """The serial scheme: each task in turn as early as it fits; answers the event of the makespan.
 
@@ -117,9 +117,24 @@ def serial(
 
 
 @compiled
+def _fitting(usage: Floats3, count: int, task: int, mode: int, free: Floats2, event: int) -> int:
+    """The mode, if there is room for it; for -1 the first for which there is. -1 if there is none."""
+    for other in range(count):
+        if mode in (-1, other):
+            room = True
+            for resource in range(free.shape[1]):
+                if free[event, resource] < usage[task, other, resource]:
+                    room = False
+                    break
+            if room:
+                return other
+    return -1
+
+
+@compiled
 def parallel(
-    duration: Floats, usage: Floats, counts: Ints, capacity: Floats, before_first: Ints, after_first: Ints, after: Ints,
-    order: Ints, modes: Ints, time: Floats, next_: Ints, free: Floats, ends: Ints,
+    duration: Floats2, usage: Floats3, counts: Ints, capacity: Floats, before_first: Ints, after_first: Ints,
+    after: Ints, order: Ints, modes: Ints, time: Floats, next_: Ints, free: Floats2, ends: Ints,
     place: Ints, missing: Ints, ready: Floats, waiting: Ints,
 ) -> int:  # fmt: skip
     """The parallel scheme: at each event, all that fits there, in turn; otherwise like :func:`serial`.
@@ -173,21 +188,6 @@ def parallel(
 
 
 @compiled
-def _fitting(usage: Floats, count: int, task: int, mode: int, free: Floats, event: int) -> int:
-    """The mode, if there is room for it; for -1 the first for which there is. -1 if there is none."""
-    for other in range(count):
-        if mode in (-1, other):
-            room = True
-            for resource in range(free.shape[1]):
-                if free[event, resource] < usage[task, other, resource]:
-                    room = False
-                    break
-            if room:
-                return other
-    return -1
-
-
-@compiled
 def turned(order: Ints, next_: Ints, ends: Ints, heads: Ints, links: Ints, out: Ints) -> None:
     """Writes the list for the other direction of time into ``out``: tasks by when they end, the last first.
 
@@ -218,8 +218,8 @@ def generate(side: Side, orders: Ints, modes: Ints, at_once: Ints, finish: Float
 
 @compiled
 def _generate(
-    duration: Floats, usage: Floats, counts: Ints, capacity: Floats, before_first: Ints, before: Ints,
-    after_first: Ints, after: Ints, orders: Ints, modes: Ints, at_once: Ints, finish: Floats, back: Ints,
+    duration: Floats2, usage: Floats3, counts: Ints, capacity: Floats, before_first: Ints, before: Ints,
+    after_first: Ints, after: Ints, orders: Ints2, modes: Ints2, at_once: Ints, finish: Floats2, back: Ints2,
 ) -> Floats:  # fmt: skip
     count, tasks = orders.shape
     time, next_, free = np.zeros(tasks + 1), np.zeros(tasks + 1, np.int64), np.zeros((tasks + 1, capacity.shape[0]))
