@@ -25,7 +25,11 @@ NanortError
 │   └── PolicyError           a policy that answered something impossible
 ├── ProgramError              a program that is malformed or racy
 ├── ExecutionError            a node that failed at run time (its cause is chained)
+│   ├── DeviceMemoryError     no device or pinned memory left for a node
+│   ├── HangError             a node that did not end in the time given
 │   └── BackendError          a backend that is not there, or cannot run this schedule
+│       ├── DriverError       a call that the driver refused
+│       └── PoisonedError     a device that an earlier failure left unusable in this process
 ├── SimulationError           a simulation that cannot go on
 ├── TimelineError             a timeline whose times cannot be
 ├── FileError                 a file that cannot be used
@@ -152,6 +156,27 @@ class ExecutionError(NanortError, RuntimeError):
 
 class BackendError(ExecutionError):
     """A backend that is not there, or cannot run this schedule."""
+
+
+class DeviceMemoryError(ExecutionError):
+    """No device or pinned memory left for a node."""
+
+
+class HangError(ExecutionError):
+    """A node that did not end in the time given."""
+
+
+class DriverError(BackendError):
+    """A call that the driver refused; ``sticky`` if it left the device unusable in this process."""
+
+    def __init__(self, message: str, *, call: str = "", sticky: bool = False, node: str = "", where: str = "") -> None:
+        super().__init__(message, node=node, where=where)
+        self.call = call
+        self.sticky = sticky
+
+
+class PoisonedError(BackendError):
+    """A device that an earlier failure left unusable in this process: start it again."""
 
 
 class SimulationError(NanortError, RuntimeError):
