@@ -1,21 +1,13 @@
-"""Driver: the one boundary to CUDA, everything that nanort asks of the driver and of torch's streams."""
+"""Driver: what nanort asks of CUDA's driver and of torch's streams, as an interface."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 
-from nanort.errors import BackendError
-
-
-class Resource(NamedTuple):
-    """The SMs of a device: how many, the fewest that a group may have, and of what their number is a multiple."""
-
-    sms: int
-    minimum: int
-    alignment: int
+from nanort.driver.facts import Facts, Resource
 
 
 class Driver(Protocol):
@@ -32,6 +24,14 @@ class Driver(Protocol):
     device: str
     poisoned: str
 
+    def facts(self) -> Facts:
+        """The GPU's and the driver's names and versions, all of its SMs, and its copy engines."""
+        ...
+
+    def clocks(self) -> dict[str, float]:
+        """The clocks now in MHz, "sm" and "memory"; empty where they cannot be told."""
+        ...
+
     def resource(self) -> Resource:
         """The device's SMs.
 
@@ -41,7 +41,13 @@ class Driver(Protocol):
         ...
 
     def split(self, sms: int) -> tuple[int, ...]:
-        """Splits the device into groups of ``sms`` SMs, as many as fit, and answers what each was granted; only once."""
+        """Splits the device into groups of ``sms`` SMs, as many as fit, and answers what each was granted.
+
+        A device is split once: groups of two splits would overlap on the same SMs.
+
+        Raises:
+            BackendError: this driver or GPU has no green contexts.
+        """
         ...
 
     def create_context(self, groups: Sequence[int]) -> int:
@@ -57,7 +63,7 @@ class Driver(Protocol):
         ...
 
     def create_stream(self, context: int = 0) -> int:
-        """A stream that keeps to a green context, or one on the whole device; it does not wait for the default stream."""
+        """A stream that keeps to a green context, or one on the whole device; it is not ordered with stream 0."""
         ...
 
     def destroy_stream(self, stream: int) -> None:
@@ -116,11 +122,14 @@ class Driver(Protocol):
         ...
 
     def begin_capture(self, stream: int) -> None:
-        """From now on what is queued on ``stream``, and on streams that wait for it, becomes a graph and does not run."""
+        """What is queued on ``stream``, and on streams that wait for it, becomes a graph and does not run.
+
+        Until the capture ends the host can neither ask for events nor allocate; one capture at a time.
+        """
         ...
 
     def end_capture(self, stream: int) -> int:
-        """The graph; all streams that joined the capture must have been joined again. It ends the capture on errors too."""
+        """The graph; all that was queued on other streams must have been joined. On errors too, the capture is over."""
         ...
 
     def launch_graph(self, graph: int, stream: int) -> None:
@@ -134,12 +143,3 @@ class Driver(Protocol):
     def probe(self, stream: int, seen: torch.Tensor) -> None:
         """Queues a kernel of ``len(seen)`` blocks, each of which writes the number of its SM to ``seen`` (int32)."""
         ...
-
-
-def current() -> Driver:
-    """The driver of the GPU that torch works on, the same one each time.
-
-    Raises:
-        BackendError: there is no GPU, or something that is needed to use it is not installed.
-    """
-    raise BackendError("there is no CUDA backend yet")
