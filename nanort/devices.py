@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, fields, replace
 
 import torch
 
-from nanort.errors import DeviceError
+from nanort import driver
+from nanort.errors import BackendError, DeviceError
 
 GB, TB, TFLOP = 1e9, 1e12, 1e12
 GIB, MIB = 1 << 30, 1 << 20
@@ -165,11 +166,11 @@ _H200 = "bf16 and device copy measured on one H200 (769 to 798 TFLOP/s, 4.3 TB/s
 _DATABASE = {
     gpu.name: gpu
     for gpu in (
-        _gpu("a100-80g", 108, (312, 250), (156, 125), (2.039, 1.8), (30, 54), 40, 80, 25, 300, 2, "A100 80GB SXM"),
+        _gpu("a100-80g", 108, (312, 250), (156, 125), (2.039, 1.8), (30, 54), 40, 80, 25, 300, 4, "A100 80GB SXM"),
         _gpu("h100", 132, (989, 750), (494, 375), (3.35, 3.0), (43, 85), 50, 80, 50, 450, 8, "H100 SXM"),
         _gpu("h200", 132, (989, 780), (494, 390), (4.8, 4.3), (43, 85), 60, 139, 50, 450, 8, "H200 SXM", _H200),
         _gpu("b200", 148, (2250, 1800), (1125, 900), (8.0, 7.2), (48, 96), 126, 180, 50, 900, 8, "B200"),
-        _gpu("l40s", 142, (362, 290), (183, 146), (0.864, 0.78), (36, 71), 96, 48, 25, 12, 2, "L40S"),
+        _gpu("l40s", 142, (362, 290), (183, 146), (0.864, 0.78), (36, 71), 96, 48, 25, 12, 4, "L40S"),
     )
 }  # fmt: skip  # a table reads better in rows
 
@@ -222,7 +223,11 @@ def _current_cuda() -> Device:
         raise DeviceError(
             f"the database has no rates for {found.name!r}: use nr.device('h200').with_(name=..., sms=..., ...)"
         )
-    grain = 8 if found.major >= 9 else 2
+    try:
+        _, minimum, alignment = driver.current().resource()
+        grain = -(-minimum // alignment) * alignment  # groups are unions of the smallest ones
+    except BackendError:  # without green contexts plans are made for a GPU that has them
+        grain = 8 if found.major >= 9 else 4
     return known.with_(
         sms=found.multi_processor_count, memory_bytes=found.total_memory, sm_granularity=grain, sm_minimum=grain
     )
