@@ -7,9 +7,11 @@ import pytest
 import torch
 
 import nanort as nr
+from fake_driver import FakeDriver
 from nanort.costs.profile import Profile
-from nanort.errors import BackendError, RequestError
+from nanort.errors import BackendError, CapacityError
 from nanort.graphs import CONFIGS, decoder_step, random_weights
+from nanort.runtime.partitions import partitions
 from nanort.scheduling.coschedule import co_schedule
 from nanort.scheduling.schedule import Schedule
 from nanort.serving.generate import LLM
@@ -24,8 +26,8 @@ double = nr.op(demand=nr.Demand(flops=1e6), name="double", axes="rows")(lambda x
 class Bank(PlanBank):
     """Plans for steps that double their rows; it notes what it was asked to plan from."""
 
-    def __init__(self, capacity: int = 8) -> None:
-        super().__init__(self.graph, self.schedule, {}, {}, capacity)
+    def __init__(self, capacity: int = 8, budget: int | None = None) -> None:
+        super().__init__(self.graph, self.schedule, {}, {}, capacity, budget)
         self.starts: list[nr.Layout | None] = []
 
     def graph(self, bucket: nr.Layout, requests: int) -> nr.Graph:
@@ -37,9 +39,9 @@ class Bank(PlanBank):
         self.starts.append(near.source.layout if near else None)
         return co_schedule(graph, device, profile=profile, policy="serial", nano_batches=1)
 
-    def rows(self, counts: Sequence[int]) -> list[Plan]:
+    def rows(self, counts: Sequence[int], device: nr.Device = CPU) -> list[Plan]:
         """The plans for prompts of so many rows, one after the other."""
-        return [self.find(nr.Layout(prefill=count), 1, CPU) for count in counts]
+        return [self.find(nr.Layout(prefill=count), 1, device) for count in counts]
 
 
 def test_steps_of_one_bucket_share_a_plan_and_others_do_not() -> None:
@@ -71,8 +73,35 @@ def test_the_plan_that_was_used_least_lately_is_closed() -> None:
         large.run(x=torch.ones(256))
     assert small.run(x=torch.ones(16))["y"].sum() == 32
     assert bank.rows([256])[0] is not large
-    with pytest.raises(RequestError, match="capacity=0 holds no plan"):
+    with pytest.raises(CapacityError, match="capacity=0 and budget=None bytes holds nothing"):
         Bank(capacity=0)
+
+
+def test_plans_of_a_gpu_keep_within_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = FakeDriver()
+    monkeypatch.setattr("nanort.driver.current", lambda: driver)
+    free, prompts = driver.memory, (16, 96, 300)
+    bank = Bank()
+    sizes = [plan.memory_bytes for plan in bank.rows(prompts, H200)]
+    assert free - driver.memory == sum(sizes)
+    bank.close()
+    assert driver.memory == free
+
+    bank = Bank(budget=sum(sizes) - 1)
+    small, middle, large = bank.rows(prompts, H200)
+    assert bank.plans == (middle, large)
+    assert free - driver.memory == middle.memory_bytes + large.memory_bytes
+    with pytest.raises(BackendError, match="is closed"):
+        small.run(x=torch.ones(16))
+    with pytest.raises(CapacityError, match=r"the plan of .*8192.* for 1 request on h200 takes [0-9,]+ bytes"):
+        bank.rows([8192], H200)
+    assert bank.plans == (middle, large)
+    for _ in range(3):
+        assert large.run(x=torch.ones(large.layout.rows))["y"].sum() == 2 * large.layout.rows
+    assert len(driver.live["graph"]) == 2, "one for each slot of the outputs"
+    bank.close()
+    partitions(driver).close()
+    assert not any(driver.live.values())
 
 
 def test_a_closed_bank_holds_nothing() -> None:

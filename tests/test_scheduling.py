@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -326,17 +327,18 @@ def test_a_schedule_that_ran_out_of_time_says_so() -> None:
 
 @pytest.mark.parametrize(("plan", "serial", "kept"), [(1.0, 2.0, "isolated"), (2.0, 1.0, "serial")])
 def test_what_is_measured_to_be_faster_is_kept(plan: float, serial: float, kept: str) -> None:
-    def measure(schedule: Schedule) -> float:
-        return serial if schedule.mechanism == "serial" else plan
+    def measure(schedules: Sequence[Schedule]) -> list[list[float]]:
+        return [[serial if schedule.mechanism == "serial" else plan] * 6 for schedule in schedules]
 
     schedule = planned(mixed_step(), H200, measure=measure)
     assert schedule.mechanism.startswith(kept)
-    assert schedule.why[0].startswith("measured: isolated")
+    assert schedule.why[0].startswith("measured, 6 interleaved runs each, 95 % intervals: isolated")
+    assert not any("nothing was predicted to beat it" in line for line in schedule.why)
 
 
 def test_a_measurement_of_nothing_is_refused() -> None:
-    with pytest.raises(ScheduleError, match="it must time both"):
-        planned(mixed_step(), H200, measure=lambda _: float("nan"))
+    with pytest.raises(ScheduleError, match="it must give the seconds of each run"):
+        planned(mixed_step(), H200, measure=lambda schedules: [[float("nan")] for _ in schedules])
 
 
 def test_measured_kernels_and_seconds_are_planned_with() -> None:

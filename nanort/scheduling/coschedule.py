@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from nanort.compiled import COMPILES
@@ -19,12 +19,12 @@ from nanort.scheduling import structures
 from nanort.scheduling.assemble import assemble
 from nanort.scheduling.cuts import cut, worth_trying
 from nanort.scheduling.flat import Flat
+from nanort.scheduling.guard import Measure, fastest, measure_of
 from nanort.scheduling.list_schedule import ORDERS, ListPolicy, serial
 from nanort.scheduling.policy import Policy
 from nanort.scheduling.schedule import Outlook, Schedule, Split
 from nanort.scheduling.search import Found, Progress, Search
 from nanort.scheduling.tuning import part
-from nanort.timeline.units import duration
 
 POLICIES: dict[str, tuple[Policy, ...]] = {
     "serial": (),
@@ -42,8 +42,6 @@ NODES_BY_DEFAULT = 1_800_000 if COMPILES else 400_000
 THOROUGH = 8
 """How many times as many schedules "search" judges, and tries more cuts, than "auto" does."""
 
-Measure = Callable[[Schedule], float]
-
 
 def co_schedule(
     graph: Graph,
@@ -57,7 +55,7 @@ def co_schedule(
     seed: int = 0,
     profile: Profile | None = None,
     guard: bool = True,
-    measure: Measure | None = None,
+    measure: Measure | bool | None = None,
     progress: Progress | None = None,
 ) -> Schedule:
     """A schedule of ``graph`` on ``device`` that is never predicted to be slower than the serial one.
@@ -76,7 +74,8 @@ def co_schedule(
         seed: of the refinement.
         profile: measured costs.
         guard: whether the serial schedule is used where no other is predicted to beat it; else the best other is.
-        measure: what tells the seconds of a schedule by running it; the faster of plan and serial schedule is kept.
+        measure: what runs the plan, the best of each other mechanism, and the serial schedule, of which the fastest is
+            kept: a Stopwatch; True is one on random tensors.
         progress: called with schedules judged, effort, the best seconds so far, and seconds that no cut can beat.
 
     Raises:
@@ -85,6 +84,7 @@ def co_schedule(
         PolicyError: the policy is unknown, or no structure has the streams that nodes are pinned to.
         CostError: the profile is of another device.
         ScheduleError: a budget that cannot be, or a measurement that is none.
+        MissingInputError: ``measure=True`` of a graph that asks for integers, which cannot be random.
     """
     thorough = policy == "search"
     if nano_batches is None:
@@ -93,6 +93,7 @@ def co_schedule(
         nano_batches = (nano_batches,)
     _refuse_budgets(policy, nano_batches, effort, seconds)
     refuse_excess(graph.seal(), device)
+    measured = measure_of(measure, graph, seed)
     deadline = math.inf if seconds is None else time.monotonic() + seconds
     source, is_serial = Flat(graph, device, profile), policy == "serial"
     cuts, uncut = cut(source, nano_batches[:1] if is_serial else nano_batches, per_op, deadline)
@@ -105,11 +106,13 @@ def co_schedule(
     pinned, said = next((node for node in graph.nodes if node.stream not in (None, WHOLE)), None), list[str]()
     if found is not None and (found.worst.gain > 1.0 or pinned is not None or not guard):
         schedule = _planned(found, cuts, source)
-        if measure is not None and pinned is None:
-            schedule, line = _faster(schedule, _serial(search, None, source), measure)
-            said.append(line)
+        if measured is not None and pinned is None:
+            rivals = [_planned(rival, cuts, source) for rival in _rivals(search, found)]
+            schedule, said = fastest(_serial(search, None, source), [schedule, *rivals], measured)
     elif pinned is None:
         schedule = _serial(search, *(next(iter(cuts.items())) if is_serial else (None, source)))
+        if search.tops:
+            said.append("the serial schedule is used: nothing was predicted to beat it at every saturation point")
     else:
         raise _refusal(pinned, search)
     return replace(
@@ -178,14 +181,12 @@ def _planned(found: Found, cuts: Mapping[Split | None, Flat], source: Flat) -> S
     return assemble(source, split, flat, found.candidate.structure, found.trace, outlooks)
 
 
-def _faster(plan: Schedule, serial_plan: Schedule, measure: Measure) -> tuple[Schedule, str]:
-    """Whichever a run shows to be faster, and a line that says so."""
-    measured = [measure(plan), measure(serial_plan)]
-    if not all(0 < seconds < math.inf for seconds in measured):
-        raise ScheduleError(f"measure= said {measured} seconds for the plan and the serial schedule: it must time both")
-    kept = plan if measured[0] < measured[1] else serial_plan
-    took, serial_took = map(duration, measured)
-    return kept, f"measured: {plan.mechanism} {took}, serial {serial_took}: {kept.mechanism} is used"
+def _rivals(search: Search, found: Found) -> list[Found]:
+    """The best plan of each mechanism that ``found`` does not use: on a real device another may win."""
+    tops = {found.candidate.structure.mechanism: found.candidate}
+    for (_, mechanism), (_, candidate) in sorted(search.tops.items(), key=lambda item: item[1][0]):
+        tops.setdefault(mechanism, candidate)
+    return [search.met(candidate) for candidate in tops.values() if candidate is not found.candidate]
 
 
 def _given_up(search: Search, cuts: Mapping[Split | None, Flat], chosen: Schedule) -> list[str]:
@@ -193,14 +194,11 @@ def _given_up(search: Search, cuts: Mapping[Split | None, Flat], chosen: Schedul
     lines = []
     pessimist = search.points[0]
     names = {id(flat): f"cut into {split.sizes}" if split else "uncut" for split, flat in cuts.items()}
-    for (flat, mechanism), (seconds, structure) in sorted(search.tops.items(), key=lambda item: item[1][0]):
+    for (flat, mechanism), (seconds, candidate) in sorted(search.tops.items(), key=lambda item: item[1][0]):
         if chosen.graph is not flat.graph or not chosen.mechanism.startswith(mechanism):
             gain = Outlook(pessimist, seconds, search.serial_seconds[pessimist]).gain
-            lines.append(
-                f"{structure}, {names[id(flat)]}: {gain:.2f}x serial where {pessimist} SMs saturate device memory"
-            )
-    if chosen.mechanism == structures.SERIAL and search.tops:
-        lines.insert(0, "the serial schedule is used: nothing was predicted to beat it at every saturation point")
+            how = f"{candidate.structure}, {names[id(flat)]}"
+            lines.append(f"{how}: {gain:.2f}x serial where {pessimist} SMs saturate device memory")
     unused = chosen.device.sms - chosen.device.partitionable_sms
     if chosen.mechanism.startswith(structures.ISOLATED) and unused:
         lines.append(f"{unused} of {chosen.device.sms} SMs fit in no group: only nodes on the whole device use them")

@@ -91,7 +91,7 @@ class Search:
     Attributes:
         judged: schedules judged so far.
         stopped: why it stopped before its effort was spent: "time was up", "interrupted", or "".
-        tops: the best seconds, and the structure that has them, of each cut and mechanism.
+        tops: the best seconds, and what was tried for them, of each cut and mechanism.
         refused: why structures were left out.
     """
 
@@ -115,7 +115,7 @@ class Search:
         self.points = saturations(source.device)
         self.serial_seconds = {point: serial(source, point).makespan for point in self.points}
         self.best_seconds = math.inf
-        self.tops: dict[tuple[Flat, str], tuple[float, Structure]] = {}
+        self.tops: dict[tuple[Flat, str], tuple[float, Candidate]] = {}
         self.judged = 0
         self.stopped = ""
         self.refused: list[PolicyError | CapacityError] = []
@@ -159,7 +159,7 @@ class Search:
             self.stopped = "interrupted"
         if found is None and tried:
             candidate = min(tried, key=lambda item: item[:2])[2]
-            found = self._met(candidate, candidate.plan())
+            found = self.met(candidate)
         return found
 
     def _better(self, tried: Sequence[tuple[float, int, Candidate]]) -> Iterator[Found]:
@@ -169,7 +169,7 @@ class Search:
             hopeless = found is not None and self.serial_seconds[self.points[0]] <= found.worst.gain * seconds
             if hopeless and rank >= PLAYED:
                 break  # it hardly gains more at its worst point than at this one
-            met = self._met(candidate, candidate.plan())
+            met = self.met(candidate)
             if found is None or met.worst.gain > found.worst.gain:
                 found = met
                 yield met
@@ -207,7 +207,7 @@ class Search:
         self.best_seconds = min(self.best_seconds, trace.makespan)
         key = (candidate.work.flat, candidate.structure.mechanism)
         if key not in self.tops or trace.makespan < self.tops[key][0]:
-            self.tops[key] = (trace.makespan, candidate.structure)
+            self.tops[key] = (trace.makespan, candidate)
         self._tell()
         return trace
 
@@ -220,9 +220,9 @@ class Search:
         """Cutting adds work, so that no cut can beat what the busiest unit needs for the uncut graph."""
         return ideal(self.source.graph, self.source.costs(self.points[0]))[0]
 
-    def _met(self, candidate: Candidate, trace: Trace) -> Found:
-        """The plan at every saturation point: streams play the nodes of ``trace`` in its order, and pay for events."""
-        flat, structure = candidate.work.flat, candidate.structure
+    def met(self, candidate: Candidate) -> Found:
+        """Its plan at every saturation point: streams play the nodes in its order, and pay for events."""
+        flat, structure, trace = candidate.work.flat, candidate.structure, candidate.plan()
         awaited: list[list[int]] = [[] for _ in range(len(flat))]
         for wait in waits(flat.graph, structure.streams, trace.order, trace.lane):
             awaited[wait.node].append(wait.on)

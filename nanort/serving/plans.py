@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from math import log2
 
 import torch
 
 from nanort.costs.profile import Profile
 from nanort.devices import Device
-from nanort.errors import RequestError, ScheduleError, SplitError
+from nanort.errors import ScheduleError, SplitError
 from nanort.graph import Graph
 from nanort.layout import Layout
+from nanort.runtime.bank import Bank
 from nanort.runtime.executor import Executor
 from nanort.scheduling.replan import replan
 from nanort.scheduling.schedule import Schedule
 from nanort.scheduling.structures import SERIAL
+from nanort.timeline.units import counted
 
 NEAR = 2.0
 """Octaves, of all sizes together, up to which the plan of one bucket may start that of another."""
@@ -43,6 +45,15 @@ class Plan:
         assert layout is not None
         return layout
 
+    @property
+    def memory_bytes(self) -> int:
+        """Device bytes that its executor holds beside constants and states."""
+        return self.run.memory_bytes
+
+    def close(self) -> None:
+        """Ends the executor."""
+        self.run.close()
+
     def suits(self, step: Layout, requests: int) -> bool:
         """Whether the step fits without padding by more than a half, its KV reads within 2x of those planned for."""
         if not self.bucket.fits(step) or requests + (self.bucket.rows > step.rows) > self.requests:
@@ -60,6 +71,9 @@ class _Key:
     device: Device
     profile: str
 
+    def __str__(self) -> str:
+        return f"the plan of {self.bucket} for {counted(self.requests, 'request')} on {self.device.name}"
+
 
 class PlanBank:
     """Makes plans on demand and keeps those used last; ``close`` ends their executors.
@@ -69,9 +83,10 @@ class PlanBank:
         plan: its schedule on a device, by what was measured there, and given that of the nearest bucket if one is near.
         constants, states: tensors that every executor shares.
         capacity: how many plans are kept.
+        budget: device bytes that their executors may hold; None for any.
 
     Raises:
-        RequestError: the capacity is less than one.
+        CapacityError: no plan could be kept.
     """
 
     def __init__(
@@ -81,42 +96,41 @@ class PlanBank:
         constants: Mapping[str, torch.Tensor],
         states: Mapping[str, torch.Tensor],
         capacity: int = 64,
+        budget: int | None = None,
     ) -> None:
-        if capacity < 1:
-            raise RequestError(f"capacity={capacity} holds no plan: give at least 1")
-        self._plans: OrderedDict[_Key, Plan] = OrderedDict()  # the one used last comes last
+        self._bank: Bank[_Key, Plan] = Bank(capacity=capacity, budget=budget)
         self._build, self._plan = build, plan
         self._constants, self._states = constants, states
-        self._capacity = capacity
 
     @property
     def plans(self) -> tuple[Plan, ...]:
         """The plans that it keeps, the one used last at the end."""
-        return tuple(self._plans.values())
+        return tuple(plan for _, plan in self._bank.items)
 
     def find(self, step: Layout, requests: int, device: Device, profile: Profile | None = None) -> Plan:
-        """The smallest plan that suits the step, made now if there is none; the one used least lately may be closed."""
+        """The smallest plan that suits the step, made now if there is none; those used least lately may be closed.
+
+        Raises:
+            CapacityError: the plan alone takes more than the budget.
+        """
         bucket = step.bucket()
         asked = _Key(bucket, requests + (bucket.rows > step.rows), device, profile.identity if profile else "")
-        alike = [(k, p) for k, p in self._plans.items() if (k.device, k.profile) == (device, asked.profile)]
-        suited = [(key, plan) for key, plan in alike if plan.suits(step, requests)]
-        if suited:
-            key, plan = min(suited, key=lambda item: (item[0].bucket.rows, item[0].requests))
-            self._plans.move_to_end(key)
-            return plan
-        near = min((plan for _, plan in alike), key=lambda plan: octaves(plan.bucket, bucket), default=None)
-        start = near.schedule if near is not None and octaves(near.bucket, bucket) <= NEAR else None
-        schedule = self._plan(self._build(bucket, asked.requests), device, profile, start)
-        while len(self._plans) >= self._capacity:
-            self._plans.popitem(last=False)[1].run.close()
-        run = Executor(schedule, constants=self._constants, states=self._states)
-        self._plans[asked] = Plan(bucket, asked.requests, schedule, run)
-        return self._plans[asked]
+        alike = {k: plan for k, plan in self._bank.items if (k.device, k.profile) == (device, asked.profile)}
+        suited = [key for key, plan in alike.items() if plan.suits(step, requests)]
+        key = min(suited, key=lambda key: (key.bucket.rows, key.requests), default=asked)
+        return self._bank.get(key, partial(self._made, asked, profile, list(alike.values())))
 
     def close(self) -> None:
         """Ends the executors of all plans."""
-        while self._plans:
-            self._plans.popitem()[1].run.close()
+        self._bank.close()
+
+    def _made(self, asked: _Key, profile: Profile | None, alike: Sequence[Plan]) -> Plan:
+        """A new plan, which starts from the nearest of those that are alike."""
+        near = min(alike, key=lambda plan: octaves(plan.bucket, asked.bucket), default=None)
+        start = near.schedule if near is not None and octaves(near.bucket, asked.bucket) <= NEAR else None
+        schedule = self._plan(self._build(asked.bucket, asked.requests), asked.device, profile, start)
+        run = Executor(schedule, constants=self._constants, states=self._states, capture=True)
+        return Plan(asked.bucket, asked.requests, schedule, run)
 
 
 def octaves(one: Layout, other: Layout) -> float:
