@@ -1,4 +1,4 @@
-"""The command line: demo, doctor, plan, run, solve, generate."""
+"""The command line: demo, doctor, plan, run, profile, solve, generate."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import sys
 import textwrap
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from enum import Enum
 from pathlib import Path
 from time import perf_counter
@@ -25,7 +25,10 @@ from nanort.doctor import diagnose
 from nanort.errors import NanortError, RequestError
 from nanort.graph import Graph
 from nanort.graphs import CONFIGS, DecoderConfig, decoder_step, random_weights, step_inputs
+from nanort.nanobatch import nano_batch
 from nanort.runtime.executor import Executor
+from nanort.runtime.report import default_store, measure
+from nanort.runtime.sweeps import seconds_of
 from nanort.scheduling.coschedule import co_schedule
 from nanort.scheduling.problem import Problem
 from nanort.scheduling.schedule import Split
@@ -188,6 +191,32 @@ def run(
     typer.echo(actual.compare(planned))
     if out is not None:
         typer.echo(f"saved {out}: open it in ui.perfetto.dev")
+
+
+@app.command(epilog="Example: nanort profile --model tiny --decode 8 --context 128 --prefill 120 --budget 30s")
+def profile(
+    model: Model = "llama-3-8b",
+    decode: Decode = 384,
+    context: Context = 1024,
+    prefill: Prefill = 640,
+    nano_batches: Pieces = "1,2",
+    budget: Annotated[str, typer.Option(help="When to stop: 90s, 5m, 1h. The same again goes on from there.")] = "5m",
+    store: Annotated[Path | None, typer.Option(help="Keep measurements here.", callback=_in_a_folder)] = None,
+    out: Annotated[Path | None, typer.Option(help="Save the profile here.", callback=_in_a_folder)] = None,
+    as_json: Json = False,
+) -> None:
+    """Measures the calls of one step of a model on this machine's GPU, else its CPU, and fits the cost model."""
+    seconds, config, target = seconds_of(budget), _config(model), Device.current()
+    few = replace(config, layers=min(2, config.layers))  # the others make the same calls
+    graph = _step(few, decode, context, prefill, torch.bfloat16 if target.kind == "cuda" else torch.float32)
+    step = {"decode": decode, "context": context, "prefill": prefill}
+    cuts = [nano_batch(graph, count) for count in _counts(nano_batches) or (1,)]
+    asked = [(cut, step_inputs(few, cut.layout, **step)) for cut in cuts if cut.layout]
+    with progress_bar(Console(stderr=True), "measuring") as bar:
+        report = measure(asked, target, store or default_store(), seconds, progress=bar)
+    if out is not None:
+        report.profile.save(out)
+    typer.echo(json.dumps(report.data, indent=2) if as_json else report)
 
 
 @app.command(epilog="Example: nanort solve j301_1.sm --schedules 5000")

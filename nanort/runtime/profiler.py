@@ -12,11 +12,16 @@ import torch
 from nanort.costs.profile import Measurement, Profile
 from nanort.costs.provenance import machine, versions
 from nanort.costs.roofline import REFERENCE
+from nanort.costs.samples import Place, Sample
 from nanort.devices import Device, device
 from nanort.eager import KINDS, Memory, bind
-from nanort.errors import CostError
+from nanort.errors import REFUSALS, CostError
 from nanort.graph import Graph
 from nanort.nodes import Node
+from nanort.programs.program import View
+from nanort.runtime.faults import failure
+from nanort.runtime.kernels import shown
+from nanort.runtime.sweeps import Point
 
 BUDGET = 0.1
 """Seconds after which a call is not repeated any more; a first call that takes them all counts."""
@@ -70,15 +75,47 @@ def _measured(
                 range(max(1, least), min(most or cpu.sms, cpu.sms) + 1) if least else range(1)
             )  # a transfer holds no core
         for cores in counts:
-            seconds = _seconds(node, args, max(1, cores), repeats)
+            seconds = median(_times(node, args, max(1, cores), repeats))
             found.append(Measurement.of(node, REFERENCE, cores, seconds))
         torch.set_num_threads(1)  # threads that others keep busy make small calls a hundred times slower
         memory.store(node, node.op.reference(*args, **node.static))
     return found
 
 
-def _seconds(node: Node, args: list[Any], threads: int, repeats: int) -> float:
-    """The median time of a call; what it changes in place is copied first."""
+class CpuMeter:
+    """Measures points on this machine's cores, as :func:`profile` does; one at a time.
+
+    Attributes:
+        device, place, counts, pairs: see Meter.
+    """
+
+    def __init__(self, cpu: Device, *, repeats: int = 9) -> None:
+        self.device = cpu
+        self.place = Place.of(cpu)
+        self.counts = tuple(range(1, cpu.sms + 1))
+        self.pairs = False
+        self._repeats = repeats
+
+    def __call__(self, point: Point) -> tuple[Sample, ...]:
+        """The sample of a part alone.
+
+        Raises:
+            ExecutionError: the reference failed; the node is named.
+        """
+        (part,), before = point, torch.get_num_threads()
+        tensors = part.operands.tensors(part.launch, lambda nbytes: torch.empty(nbytes, dtype=torch.uint8))
+        args = [shown(argument, tensors) if isinstance(argument, View) else argument for argument in part.launch.args]
+        try:
+            with torch.no_grad():
+                return (Sample.of(part.call, _times(part.node, args, part.sms, self._repeats)),)
+        except REFUSALS as error:
+            raise failure(part.operands.program, part.launch, error) from error
+        finally:
+            torch.set_num_threads(before)
+
+
+def _times(node: Node, args: list[Any], threads: int, repeats: int) -> list[float]:
+    """The seconds of some runs of a call, after one that is not timed; what it changes in place is copied first."""
     torch.set_num_threads(threads)
     own = [argument.clone() if k in node.op.writes else argument for k, argument in enumerate(args)]
     times: list[float] = []
@@ -86,7 +123,7 @@ def _seconds(node: Node, args: list[Any], threads: int, repeats: int) -> float:
         began = perf_counter()
         node.op.reference(*own, **node.static)
         times.append(perf_counter() - began)
-    return median(times[1:] or times)
+    return times[1:] or times
 
 
 def _key(measurement: Measurement) -> tuple[object, ...]:
