@@ -10,7 +10,7 @@ INSTALL := $(PIP) install --constraint constraints.txt --no-build-isolation
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check verify format clean
+.PHONY: help demo test check verify gpu format clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -32,6 +32,19 @@ check: .venv/.dev  ## judge format, style and types
 verify: .venv/.dev  ## run the checks that take minutes: tests/verify
 	$(BIN)/pytest tests/verify/test_greedy_tokens.py -rP
 	$(BIN)/pytest tests/verify --ignore tests/verify/test_greedy_tokens.py $(WORKERS)
+
+# Uses what is installed and installs nothing: on a machine with a GPU that may be a Python with a CUDA build of PyTorch and
+# no way to a registry. There, make nanort importable with
+#     python3 -m pip install --no-deps --no-build-isolation --editable .
+# (editable, since from the root of the repository an installed copy would be hidden by the folder nanort/).
+# Every file of tests and every benchmark has a process and a time limit of its own; all takes less than ten minutes.
+GPU_PYTHON ?= $(or $(wildcard $(BIN)/python),$(PYTHON))
+
+gpu:  ## run tests/gpu and benchmarks.gpu, on a machine with a GPU
+	@began=$$(date +%s); status=0; \
+	for file in tests/gpu/test_*.py; do timeout 90 $(GPU_PYTHON) -m pytest -q -rs "$$file" || status=1; done; \
+	$(GPU_PYTHON) -m benchmarks.gpu --budget $$((570 + began - $$(date +%s))) || status=1; \
+	exit $$status
 
 format: .venv/.dev  ## rewrite the sources in the project's format
 	$(BIN)/ruff check --fix

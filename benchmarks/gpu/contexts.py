@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from time import perf_counter
 
 from benchmarks.gpu.timing import interleave
 from benchmarks.measure import Row, Spread, compared
 from nanort.driver import Driver
+from nanort.runtime.partitions import partitions
 
 PLAIN = "a stream on the whole device"
 
 
 def measure(driver: Driver, scale: float) -> Iterator[Row]:
     """The split of the device, once; contexts on the smallest group, on half of them and on all."""
-    sms, minimum, alignment = driver.resource()
     began = perf_counter()
-    granted = driver.split(-(-minimum // alignment) * alignment)
-    yield Row(f"split of {sms} SMs into {len(granted)} groups, once", "s", Spread.of([perf_counter() - began]))
+    granted = partitions(driver).units
+    split = Spread.of([perf_counter() - began])
+    yield Row(f"{sum(granted)} of {driver.facts().sms} SMs split into {len(granted)} groups, once", "s", split)
     groups = {count: f"{sum(granted[:count])} SMs" for count in (1, len(granted) // 2, len(granted))}
     variants = {name: lambda count=count: _made(driver, count) for count, name in groups.items()}
     found = interleave({**variants, PLAIN: lambda: _plain(driver)}, scale, rounds=50)
@@ -38,7 +40,7 @@ def _made(driver: Driver, groups: int) -> list[float]:
     driver.destroy_stream(stream)
     driver.destroy_context(context)
     times.append(perf_counter())
-    return [after - before for before, after in zip(times, times[1:], strict=False)]
+    return [after - before for before, after in pairwise(times)]
 
 
 def _plain(driver: Driver) -> float:

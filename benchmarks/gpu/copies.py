@@ -2,57 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 import torch
 
 from benchmarks.gpu.places import D2H, H2D, device_of, on, streams
-from benchmarks.gpu.timing import beside, device_seconds, interleave, rate, repeat, sized
-from benchmarks.measure import Row, Spread
+from benchmarks.gpu.timing import Work, beside, device_seconds, interleave, rate, repeat, sized
+from benchmarks.measure import Row, Samples
 from nanort.driver import Driver
 
 KIB, MIB = 1 << 10, 1 << 20
-SIZES = (64 * KIB, MIB, 32 * MIB, 256 * MIB)
-MOVED = 256 * MIB
-"""Bytes of one sample at least, in copies that are queued one after another, 100 at most."""
+SIZES = (256 * MIB, 32 * MIB, MIB, 64 * KIB)
+MOVED, MOST = 256 * MIB, 100
+"""Bytes of a sample, in copies of one size queued one after another; that many of them at most."""
 
 
 def measure(driver: Driver, scale: float) -> Iterator[Row]:
-    """Every size, largest first: it is the baseline of the others."""
+    """Every size, pageable memory beside pinned, both ways at once beside one after the other."""
     whole = on(device := device_of(driver), device.sms)
-    sizes = [sized(size, scale, 64) for size in sorted(SIZES, reverse=True)]
+    sizes = [sized(size, scale, 64) for size in SIZES]
+    here = [torch.empty(sizes[0], dtype=torch.uint8, device=driver.device) for _ in range(2)]
+    pinned, pageable = ([_bytes(driver, kind, sizes[0]) for _ in range(2)] for kind in (True, False))
     with streams(driver, whole, H2D, D2H) as (main, down, up):
-        host = {kind: [_bytes(driver, kind, sizes[0]) for _ in range(2)] for kind in ("pinned", "pageable")}
-        there = [torch.empty(sizes[0], dtype=torch.uint8, device=driver.device) for _ in range(2)]
-        largest: dict[str, float] = {}
         for size in sizes:
-            times = min(100, max(1, sized(MOVED, scale) // size))
+            times = min(MOST, sized(MOVED, scale, size) // size)
             variants: dict[str, Callable[[], float]] = {}
-            for kind, (source, target) in host.items():
-                h2d = partial(driver.copy, down, there[0][:size], source[:size])
-                d2h = partial(driver.copy, up, target[:size], there[1][:size])
+            for kind, (source, target) in (("pinned", pinned), ("pageable", pageable)):
+                h2d = partial(driver.copy, down, here[0][:size], source[:size])
+                d2h = partial(driver.copy, up, target[:size], here[1][:size])
                 variants[f"H2D, {kind}"] = partial(device_seconds, driver, down, h2d, times)
                 variants[f"D2H, {kind}"] = partial(device_seconds, driver, up, d2h, times)
                 if kind == "pinned":
                     both = {down: partial(repeat, h2d, times), up: partial(repeat, d2h, times)}
-                    variants["both at once, pinned"] = lambda both=both, n=times: max(beside(driver, main, both)) / n
-            found = interleave(variants, scale)
-            for name, seconds in found.items():
-                bytes_, way = size, name.partition(",")[0]
-                told = f"{name}, {size // KIB:,} KiB a copy"
-                if name.startswith("both"):
-                    turns = found["H2D, pinned"] + found["D2H, pinned"]
-                    yield rate(told, 2e-9 * size, "GB/s", seconds, "one after the other", turns)
-                elif name.endswith("pageable"):
-                    yield rate(told, 1e-9 * bytes_, "GB/s", seconds, "pinned", found[f"{way}, pinned"])
-                else:
-                    rates = 1e-9 * size / seconds
-                    best = largest.setdefault(name, Spread.of(rates).p50)
-                    yield Row(told, "GB/s", Spread.of(rates), "the largest size", Spread.of(rates / best))
+                    variants["both at once"] = partial(_longer, driver, main, both, times)
+            yield from _rows(interleave(variants, scale), size)
 
 
-def _bytes(driver: Driver, kind: str, size: int) -> torch.Tensor:
+def _longer(driver: Driver, main: int, works: Mapping[int, Work], times: int) -> float:
+    """Seconds until both directions are done, for each of their copies."""
+    return max(beside(driver, main, works)) / times
+
+
+def _rows(found: dict[str, Samples], size: int) -> Iterator[Row]:
+    of = f"of {size / KIB:,} KiB"
+    for way in ("H2D", "D2H"):
+        pinned, pageable = found[f"{way}, pinned"], found[f"{way}, pageable"]
+        yield rate(f"{way} {of}, pinned", 1e-9 * size, "GB/s", pinned)
+        yield rate(f"{way} {of}, pageable", 1e-9 * size, "GB/s", pageable, "pinned", pinned)
+    turns = found["H2D, pinned"] + found["D2H, pinned"]
+    yield rate(f"both ways {of}, pinned", 2e-9 * size, "GB/s", found["both at once"], "one after the other", turns)
+
+
+def _bytes(driver: Driver, pinned: bool, size: int) -> torch.Tensor:
     """Random bytes of the host."""
-    made = driver.allocate(size, host=True) if kind == "pinned" else torch.empty(size, dtype=torch.uint8)
+    made = driver.allocate(size, host=True) if pinned else torch.empty(size, dtype=torch.uint8)
     return made.random_(0, 256)

@@ -14,7 +14,7 @@ import torch
 from benchmarks.measure import Row, Samples, Spread
 from nanort.driver import Driver
 
-Work = Callable[[], None]
+Work = Callable[[], object]
 """Queues something."""
 
 ROUNDS, WARMUP = 15, 2
@@ -118,7 +118,7 @@ def times_for(seconds: float, alone: float) -> int:
 
 def random_tensor(driver: Driver, *shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
     """Normal numbers on the device that keep the size of what they multiply; zeros would run faster than real data."""
-    return torch.randn(shape, dtype=dtype, device=driver.device) / shape[-1] ** 0.5
+    return torch.randn(shape, dtype=dtype, device=driver.device).div_(shape[-1] ** 0.5)
 
 
 def rate(
