@@ -18,6 +18,7 @@ import typer
 from rich.console import Console
 
 from nanort.compare import Row, compare, sweep_sms
+from nanort.costs.profile import Profile
 from nanort.costs.table import demand_table
 from nanort.demo import progress_bar, run_demo
 from nanort.devices import Device, device
@@ -115,13 +116,15 @@ def plan(
     seed: Seed = 0,
     comparing: Annotated[bool, typer.Option("--compare", help="Every policy and mechanism side by side.")] = False,
     sweep: Annotated[Sweep | None, typer.Option(help="The makespan over all SM splits, as a table and a plot.")] = None,
+    profile: Annotated[Path | None, typer.Option(help="Measured costs, of nanort profile --out.", exists=True)] = None,
     out: Annotated[Path | None, typer.Option(help="Save the schedule here.", callback=_in_a_folder)] = None,
     as_json: Json = False,
 ) -> None:
     """Schedules one step of a model and prints its timeline, gain and bounds; Ctrl-C keeps the best so far."""
     console, counts, target = Console(stderr=True), _counts(nano_batches), _target(on)
-    graph = _step(_config(model), decode, context, prefill, torch.bfloat16)
-    options = {"nano_batches": counts, "effort": effort, "seconds": seconds, "seed": seed}
+    graph = _step(_config(model), decode, context, prefill, _dtype(target))
+    costs = Profile.load(profile) if profile else None
+    options = {"nano_batches": counts, "effort": effort, "seconds": seconds, "seed": seed, "profile": costs}
     with progress_bar(console, "scheduling") as bar:
         chosen = Row.of(graph, target, policy, progress=bar, **options)
     schedule, explanation = chosen.schedule, chosen.schedule.explain()
@@ -138,7 +141,7 @@ def plan(
     if sweep is not None:
         split = Split.of(counts[0]) if counts and len(counts) == 1 else schedule.split
         with progress_bar(console, "sweeping") as bar:
-            swept = sweep_sms(graph, target, split, progress=bar)
+            swept = sweep_sms(graph, target, split, profile=costs, progress=bar)
         _show(as_json, "", swept, "", swept.plot(max(60, min(Console().width, 140))))
         data["sweep"] = swept.data
     if as_json:
@@ -208,7 +211,7 @@ def profile(
     """Measures the calls of one step of a model on this machine's GPU, else its CPU, and fits the cost model."""
     seconds, config, target = seconds_of(budget), _config(model), Device.current()
     few = replace(config, layers=min(2, config.layers))  # the others make the same calls
-    graph = _step(few, decode, context, prefill, torch.bfloat16 if target.kind == "cuda" else torch.float32)
+    graph = _step(few, decode, context, prefill, _dtype(target))
     step = {"decode": decode, "context": context, "prefill": prefill}
     cuts = [nano_batch(graph, count) for count in _counts(nano_batches) or (1,)]
     asked = [(cut, step_inputs(few, cut.layout, **step)) for cut in cuts if cut.layout]
@@ -310,6 +313,11 @@ def _counts(text: str | None) -> tuple[int, ...] | None:
         return tuple(int(count) for count in text.split(","))
     except ValueError:
         raise RequestError(f"--nano-batches {text!r} is not a list of counts: give 1,2 or 2") from None
+
+
+def _dtype(target: Device) -> torch.dtype:
+    """What models are run with on a GPU, and on cores."""
+    return torch.bfloat16 if target.kind == "cuda" else torch.float32
 
 
 def _target(on: str) -> Device:

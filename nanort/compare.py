@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nanort.costs.profile import Profile
 from nanort.devices import Device
 from nanort.errors import CapacityError
 from nanort.graph import Graph
@@ -195,7 +196,12 @@ class Sweep:
 
 
 def sweep_sms(
-    graph: Graph, device: Device, split: Split | None = None, *, progress: Callable[[int, int], None] | None = None
+    graph: Graph,
+    device: Device,
+    split: Split | None = None,
+    *,
+    profile: Profile | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Sweep:
     """The least makespans of list schedules of ``graph``, cut by ``split``, for every two groups of the device's SMs.
 
@@ -209,8 +215,8 @@ def sweep_sms(
         raise CapacityError(
             f"{device.name} has no two groups of {least} SMs: it cannot be split; plan it with --compare"
         )
-    source = Flat(graph.seal(), device)
-    flat = Flat(split.cut(graph), device) if split else source
+    source = Flat(graph.seal(), device, profile)
+    flat = Flat(split.cut(graph), device, profile) if split else source
     points = sorted(saturations(device))
     seconds: dict[int, tuple[float, ...]] = {}
     for done, point in enumerate(points):

@@ -14,6 +14,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from nanort import cli, demo
+from nanort.errors import CostError
 from nanort.graphs import CONFIGS, decoder_step
 from nanort.scheduling.problem import Problem, Solution
 from nanort.scheduling.schedule import Schedule
@@ -73,6 +74,16 @@ def test_plan_keeps_to_effort_seed_and_policy() -> None:
     again = json.loads(call(*TINY, "--policy=search", "--seed=7", "--json"))
     assert again == data
     assert json.loads(call(*TINY, "--policy=serial", "--json"))["effort"] == 0
+
+
+def test_plan_takes_measured_costs(tmp_path: Path) -> None:
+    out, options = tmp_path / "profile.json", ("--model=tiny", "--decode=2", "--context=8", "--prefill=6")
+    call("profile", *options, "--nano-batches=1", "--budget=20s", "--store", str(tmp_path / "store"), "--out", str(out))
+    plan = ("plan", *options, "--device=cpu", "--policy=serial", "--json")
+    modelled, measured = (json.loads(call(*plan, *more))["serial_seconds"] for more in ((), ("--profile", str(out))))
+    assert measured != modelled
+    with pytest.raises(CostError, match="h200"):
+        call("plan", *options, "--device=h200", "--profile", str(out))
 
 
 def test_compare_has_every_policy_beside_the_plan() -> None:
@@ -219,6 +230,7 @@ def test_every_command_has_help_with_an_example(command: str) -> None:
         (["generate", "", "--model", "tiny"], 1, "prompt 0 is empty"),
         (["plan", "--decode", "many"], 2, "--decode"),
         (["plam"], 2, "plam"),
+        (["plan", "--profile", "nowhere.json"], 2, "nowhere.json"),
     ],
 )
 def test_refusals_are_a_message_and_an_exit_code(
