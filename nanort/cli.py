@@ -27,7 +27,7 @@ from nanort.errors import NanortError, RequestError
 from nanort.graph import Graph
 from nanort.graphs import CONFIGS, DecoderConfig, decoder_step, random_weights, step_inputs
 from nanort.nanobatch import nano_batch
-from nanort.runtime.executor import Executor
+from nanort.runtime.executor import Executor, resolve
 from nanort.runtime.report import default_store, measure
 from nanort.runtime.sweeps import seconds_of
 from nanort.scheduling.coschedule import co_schedule
@@ -152,7 +152,10 @@ def plan(
 def run(
     model: Model = "tiny",
     on: Annotated[str, typer.Option("--device", help="The device to plan for.")] = "cpu",
-    backend: Annotated[str, typer.Option(help="cpu runs on threads, sim predicts, auto is cpu.")] = "auto",
+    backend: Annotated[
+        str,
+        typer.Option(help="cuda runs on the GPU, cpu on threads, sim predicts; auto is cuda for a plan for the GPU."),
+    ] = "auto",
     decode: Decode = 8,
     context: Context = 128,
     prefill: Prefill = 120,
@@ -165,22 +168,25 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Schedules one step of a model, runs it with random weights, and compares plan and run."""
-    config = _config(model)
-    graph = _step(config, decode, context, prefill, torch.float32)
+    config, target = _config(model), _target(on)
+    kind, where = resolve(backend, target)
+    dtype = torch.bfloat16 if kind == "cuda" else torch.float32
+    graph = _step(config, decode, context, prefill, dtype)
     with progress_bar(Console(stderr=True), "scheduling") as bar:
-        schedule = co_schedule(graph, _target(on), nano_batches=_counts(nano_batches), policy=policy, progress=bar)
+        schedule = co_schedule(graph, target, nano_batches=_counts(nano_batches), policy=policy, progress=bar)
     layout = schedule.graph.layout
     assert layout is not None
     tensors: dict[str, Any] = {}
     inputs: dict[str, torch.Tensor] = {}
-    if backend != "sim":
+    if kind != "sim":
         states = {root.name: root for root in schedule.graph.roots if root.kind == "state"}
         tensors = {
-            "constants": random_weights(config, torch.float32),
-            "states": {name: torch.zeros(root.shape, dtype=root.dtype) for name, root in states.items()},
+            "constants": {name: tensor.to(where) for name, tensor in random_weights(config, dtype).items()},
+            "states": {name: torch.zeros(root.shape, dtype=root.dtype, device=where) for name, root in states.items()},
         }
         inputs = step_inputs(config, layout, decode=decode, context=context, prefill=prefill)
-    with Executor(schedule, backend=backend, **tensors) as executor:
+        inputs = {name: tensor.to(where) for name, tensor in inputs.items()}
+    with Executor(schedule, backend=kind, **tensors) as executor:
         for _ in range(repeat):
             executor(**inputs)
         actual, planned = executor.timeline, schedule.timeline()

@@ -30,7 +30,8 @@ class Op:
         name: what timelines and errors call it.
         reference: a plain torch function: the meaning, the shape rule (on meta tensors), the CPU path and the oracle.
         demand: ``demand(*args, out, **static)`` on meta tensors, or a constant Demand that scales by rows.
-        kernels: other implementations by name, ``"module:function"``, called ``fn(*args, out=, scratch=, sms=)``.
+        kernels: other implementations by name, ``"module:function"``, called
+            ``fn(*args, out=, scratch=, sms=, **static)``.
         writes: positions of the arguments that it changes in place.
         scratch: bytes of scratch that a kernel needs, or a rule called like ``demand``.
         shape: the shape rule, where the reference reads values; called like the reference, on meta tensors.

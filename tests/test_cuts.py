@@ -18,7 +18,9 @@ def test_cuts_that_are_worth_trying() -> None:
     assert worth_trying(dags.dag(0), thorough=True) == (1,), "it has no batch"
     assert worth_trying(step(2010), thorough=False) == (1, 2)
     assert worth_trying(step(2010), thorough=True) == (1, 2, (1024, 986), (1152, 858), (768, 1242), 3)
-    assert worth_trying(step(2048), thorough=True) == (1, 2, (1152, 896), (768, 1280), 3), "two equal pieces are whole tiles already"
+    assert worth_trying(step(2048), thorough=True) == (1, 2, (1152, 896), (768, 1280), 3), (
+        "equal pieces are whole tiles"
+    )
     assert worth_trying(step(511), thorough=True) == (1, 2), "too few rows for tiles to matter"
 
 

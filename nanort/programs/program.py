@@ -49,6 +49,10 @@ class View:
     shape: tuple[int, ...]
     strides: tuple[int, ...]
 
+    def of(self, tensor: torch.Tensor) -> torch.Tensor:
+        """This part of the tensor that the buffer is; they share memory."""
+        return tensor.as_strided(self.shape, self.strides, self.offset + tensor.storage_offset())
+
     def is_whole(self, buffer: Buffer) -> bool:
         """Whether it shows the whole buffer as it is."""
         return self.shape == buffer.shape and self.offset == 0 and self.strides == contiguous(buffer.shape)

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Protocol
 
 import torch
 
-from nanort.eager import bind
-from nanort.errors import BackendError
+from nanort import driver
+from nanort.devices import Device
+from nanort.errors import BackendError, PoisonedError
 from nanort.programs.lower import lower
 from nanort.programs.program import Program
+from nanort.runtime import faults
+from nanort.runtime.buffers import bound_on
 from nanort.runtime.cpu import CpuBackend
+from nanort.runtime.cuda import CudaBackend
+from nanort.runtime.partitions import partitions
 from nanort.runtime.simulated import SimulatedBackend
 from nanort.scheduling.schedule import Schedule
 from nanort.timeline.events import Timeline
 
-BACKENDS = ("auto", "cpu", "sim")
+BACKENDS = ("auto", "cpu", "cuda", "sim")
 
 
 class Backend(Protocol):
@@ -40,20 +46,33 @@ class Backend(Protocol):
 class Executor:
     """Runs a schedule: ``with nr.Executor(schedule, constants=..., states=...) as run: out = run(x=x)``.
 
+    On a GPU the host queues a run and goes on. Torch code on the caller's stream needs no synchronisation: a run comes
+    after what was queued before it, and what is queued later comes after the run. Only with outputs on the host, or a
+    ``timeout``, does the call return when the run has ended. The outputs of a run stay as they are while the next one
+    runs; the one after that writes to the same memory, so copy what has to last.
+
     Args:
         schedule: what to run, from nr.co_schedule; or a Program.
         constants: weights by name, bound once.
         states: tensors by name that operators change in place, run after run.
-        backend: "cpu" runs references on one worker thread a stream; "sim" plays the program in the simulator and
-            needs no tensors; "auto" is the cpu.
+        backend: "cuda" runs kernels on the GPU that the schedule was planned for; "cpu" runs references on one worker
+            thread a stream; "sim" plays the program in the simulator and needs no tensors; "auto" is "cuda" where there
+            is a GPU and the schedule is for one, otherwise "cpu".
         trace: whether runs are timed; without it ``timeline`` is empty.
+        capture: of cuda: the first run is queued call by call, later ones replay a CUDA graph of the whole schedule.
+            An operator that cannot be captured is named in a warning, and every run is queued call by call.
+        timeout: of cuda: seconds in which some node has to end, or else HangError names those that have not.
+        budget: of cuda: bytes of the device that it may take, besides constants and states.
 
     A run that fails raises ExecutionError with the node's name and the line that made it, leaves ``timeline`` as far as
-    it came, and the executor can run again.
+    it came, and the executor can run again. After a fault of the GPU itself nothing can run on it in this process any
+    more: PoisonedError names the nodes that are suspected.
 
     Raises:
         InputError: constants or states are missing, unknown, or of a wrong shape, dtype or device.
-        BackendError: there is no such backend.
+        BackendError: there is no such backend, or no GPU, or the schedule is for another one: plan again.
+        CapacityError: the budget is too small; it says which would do.
+        DeviceMemoryError: there is not enough memory.
     """
 
     def __init__(
@@ -64,18 +83,33 @@ class Executor:
         states: Mapping[str, torch.Tensor] | None = None,
         backend: str = "auto",
         trace: bool = True,
+        capture: bool = False,
+        timeout: float | None = None,
+        budget: int | None = None,
     ) -> None:
-        if backend not in BACKENDS:
-            raise BackendError(f"there is no backend {backend!r}: give one of {', '.join(BACKENDS)}")
         self.program = schedule if isinstance(schedule, Program) else lower(schedule)
         self._closed = False
         self._backend: Backend
-        if backend == "sim":
+        kind, where = resolve(backend, self.program.device)
+        if kind == "sim":
             self._backend = SimulatedBackend(self.program)
             return
-        graph = self.program.graph
-        bound = bind(graph, constants or {}, ("constant",), "cpu") | bind(graph, states or {}, ("state",), "cpu")
-        self._backend = CpuBackend(self.program, bound, trace=trace)
+        if kind == "cuda":
+            try:
+                self._backend = CudaBackend(
+                    self.program, self._bound(where, constants, states), driver=driver.current(), trace=trace,
+                    capture=capture, timeout=timeout, budget=budget,
+                )  # fmt: skip  # what is said by its name
+                return
+            except BackendError as error:
+                _or_else(backend, error)
+        self._backend = CpuBackend(self.program, self._bound("cpu", constants, states), trace=trace)
+
+    def _bound(
+        self, where: str, constants: Mapping[str, torch.Tensor] | None, states: Mapping[str, torch.Tensor] | None
+    ) -> dict[int, torch.Tensor]:
+        graph, device = self.program.graph, torch.device(where)
+        return bound_on(device, graph, constants or {}, "constant") | bound_on(device, graph, states or {}, "state")
 
     def __call__(self, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
         """The outputs by name; the simulated backend has none."""
@@ -88,8 +122,13 @@ class Executor:
         """What happened in the last run: a Timeline to print, save, or compare with ``schedule.timeline()``."""
         return self._backend.timeline
 
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of a GPU that it holds until it is closed, besides constants and states."""
+        return self._backend.memory_bytes if isinstance(self._backend, CudaBackend) else 0
+
     def close(self) -> None:
-        """Ends the worker threads; the executor cannot run again."""
+        """Waits for the last run and gives threads, streams and memory back; the executor cannot run again."""
         if not self._closed:
             self._closed = True
             self._backend.close()
@@ -101,3 +140,34 @@ class Executor:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def resolve(backend: str, device: Device) -> tuple[str, str]:
+    """The backend that is meant for what was planned for ``device``, and the torch device of its values.
+
+    Raises:
+        BackendError: there is no such backend, or "cuda" was asked for and cannot run it.
+        PoisonedError: there is a GPU that has failed before in this process.
+    """
+    if backend not in BACKENDS:
+        raise BackendError(f"there is no backend {backend!r}: give one of {', '.join(BACKENDS)}")
+    if backend in ("cpu", "sim") or (backend == "auto" and device.kind != "cuda"):
+        return ("cpu" if backend == "auto" else backend), "cpu"
+    try:
+        found = driver.current()
+        faults.refuse_poisoned(found)
+        if device.kind != "cuda":
+            raise BackendError(f"planned for {device.name}, which is no GPU: plan again with nr.Device.current()")
+        partitions(found, device)
+    except BackendError as error:
+        _or_else(backend, error)
+        return "cpu", "cpu"
+    return "cuda", found.device
+
+
+def _or_else(backend: str, error: BackendError) -> None:
+    """Raises ``error`` unless the cpu may take over, which is said in a line where a GPU is left idle."""
+    if backend == "cuda" or isinstance(error, PoisonedError):
+        raise error
+    if torch.cuda.is_available():
+        warnings.warn(f"running on the cpu, not on the GPU: {error}", RuntimeWarning, stacklevel=2)

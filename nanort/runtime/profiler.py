@@ -20,7 +20,6 @@ from nanort.graph import Graph
 from nanort.nodes import Node
 from nanort.programs.program import View
 from nanort.runtime.faults import failure
-from nanort.runtime.kernels import shown
 from nanort.runtime.sweeps import Point
 
 BUDGET = 0.1
@@ -104,7 +103,10 @@ class CpuMeter:
         """
         (part,), before = point, torch.get_num_threads()
         tensors = part.operands.tensors(part.launch, lambda nbytes: torch.empty(nbytes, dtype=torch.uint8))
-        args = [shown(argument, tensors) if isinstance(argument, View) else argument for argument in part.launch.args]
+        args = [
+            argument.of(tensors[argument.buffer]) if isinstance(argument, View) else argument
+            for argument in part.launch.args
+        ]
         try:
             with torch.no_grad():
                 return (Sample.of(part.call, _times(part.node, args, part.sms, self._repeats)),)

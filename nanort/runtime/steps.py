@@ -59,7 +59,7 @@ class Compiler:
 
     def outputs(self, env: Env) -> dict[str, torch.Tensor]:
         """The program's outputs."""
-        return {name: _show(view, env) for name, view in self.program.outputs.items()}
+        return {name: view.of(env[view.buffer]) for name, view in self.program.outputs.items()}
 
     def _step(self, index: int, step: Launch | Copy) -> Step:
         call: Callable[..., Any] = torch.clone
@@ -89,7 +89,7 @@ class Compiler:
                 (slot,) = slots
                 return lambda env: (env[slot],)
             return itemgetter(*slots) if slots else lambda env: ()
-        return lambda env: [_show(arg, env) if isinstance(arg, View) else arg for arg in args]
+        return lambda env: [arg.of(env[arg.buffer]) if isinstance(arg, View) else arg for arg in args]
 
     def _literal(self, argument: Any) -> int:
         self.literals.append(argument)
@@ -114,7 +114,7 @@ class Compiler:
         if self._fresh(view):
             env[view.buffer] = result.contiguous()
         else:
-            _show(view, env).copy_(result)
+            view.of(env[view.buffer]).copy_(result)
 
     def _fresh(self, view: View) -> bool:
         return self.program.buffers[view.buffer].kind == "result"
@@ -127,8 +127,3 @@ def _views(step: Launch | Copy) -> tuple[View, ...]:
     if isinstance(step, Copy):
         return (step.source,)
     return tuple(argument for argument in step.args if isinstance(argument, View))
-
-
-def _show(view: View, env: Env) -> torch.Tensor:
-    tensor: torch.Tensor = env[view.buffer]
-    return tensor.as_strided(view.shape, view.strides, view.offset + tensor.storage_offset())
