@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -57,6 +58,7 @@ class Bindings(ModuleType):
     """Stands in for cuda.bindings.driver: records calls, and answers as CUDA does, or with a result of ``failing``."""
 
     CUresult = CUresult
+    CUstreamCaptureMode = SimpleNamespace(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL="thread_local")
     CUdevResourceType = SimpleNamespace(CU_DEV_RESOURCE_TYPE_SM="sm")
     CUdevice_attribute = SimpleNamespace(CU_DEVICE_ATTRIBUTE_ASYNC_ENGINE_COUNT="engines")
 
@@ -336,6 +338,29 @@ def test_capture_that_fails_is_over(driver: CudaDriver, cuda: Cuda) -> None:
     cuda.error = None
     driver.begin_capture(stream)
     driver.destroy_graph(driver.end_capture(stream))
+
+
+def test_torch_ends_an_empty_capture_in_place_of_one_that_failed(
+    driver: CudaDriver, cu: Bindings, cuda: Cuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream, told, ends = driver.create_stream(), cuda.told, count()
+
+    def failing_once(*call: Any) -> None:
+        told(*call)
+        if call[0] == "capture_end" and not next(ends):
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+    monkeypatch.setattr(cuda, "told", failing_once)
+    driver.begin_capture(stream)
+    with pytest.raises(DriverError, match="end_capture failed"):
+        driver.end_capture(stream)
+    assert [name for _, name, *_ in cuda.calls] == ["capture_begin", "capture_end", "capture_end", "reset"]
+    assert cu.calls[-1] == ("cuStreamBeginCapture", stream, "thread_local")
+
+
+def test_results_are_found_by_attribute_since_newer_bindings_have_no_subscripts() -> None:
+    results = SimpleNamespace(**{result.name: result for result in CUresult})
+    assert cuda_errors.CudaErrors(SimpleNamespace(CUresult=results))
 
 
 def test_probe_is_loaded_once_and_launched_on_the_stream(driver: CudaDriver, cu: Bindings) -> None:

@@ -262,15 +262,3 @@ def test_a_failure_to_split_leaves_the_whole_device_and_may_be_overcome(driver: 
         parts.stream(on(MEMORY))
     assert len(parts.smids(parts.stream(on(MEMORY)))) == 88
     parts.close()
-
-
-def test_the_end_of_the_process_closes_all_and_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    registered: list[tuple[object, ...]] = []
-    monkeypatch.setattr("atexit.register", lambda *call: registered.append(call))
-    driver = FakeDriver()
-    for _ in range(2):
-        use(partitions(driver))
-    driver.fail_at("destroy_stream")
-    ((close, *arguments),) = registered
-    close(*arguments)  # type: ignore[operator]
-    assert not any(driver.live.values())

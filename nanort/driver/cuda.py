@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import threading
+import warnings
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from itertools import count
 from typing import Any, TypeVar
 
@@ -206,7 +207,11 @@ class CudaDriver:
 
     def end_capture(self, stream: int) -> int:
         graph = self._captures.pop(stream)
-        self._torch("end_capture", graph.capture_end, stream)
+        try:
+            self._torch("end_capture", graph.capture_end, stream)
+        except Exception:
+            self._abandon(graph, stream)
+            raise
         number = next(self._numbers)
         self._graphs[number] = graph
         return number
@@ -223,6 +228,19 @@ class CudaDriver:
                 raise
 
     # How it is called, and how it fails.
+
+    def _abandon(self, graph: torch.cuda.CUDAGraph, stream: int) -> None:
+        """Lets torch end an empty capture in place of one that failed.
+
+        Where the end fails, torch 2.11 leaves its random generator and its allocators capturing, for the whole process:
+        no random number is drawn on the GPU any more, and memory of the capture is never freed.
+        """
+        mode = self._cu.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        with suppress(NanortError, RuntimeError), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the graph is empty
+            self._do("cuStreamBeginCapture", stream, mode)
+            self._torch("end_capture", graph.capture_end, stream)
+            graph.reset()
 
     def _whole(self) -> Any:
         """The resource of all SMs."""

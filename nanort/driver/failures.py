@@ -31,7 +31,7 @@ class CudaErrors:
 
     def __init__(self, cu: Any) -> None:
         self._cu = cu
-        self._sticky = {int(cu.CUresult[f"CUDA_ERROR_{name}"]) for name in STICKY}
+        self._sticky = {int(getattr(cu.CUresult, f"CUDA_ERROR_{name}")) for name in STICKY}
         self._no_memory = int(cu.CUresult.CUDA_ERROR_OUT_OF_MEMORY)
 
     def of_result(self, call: str, code: int) -> NanortError:

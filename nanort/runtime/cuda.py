@@ -44,7 +44,8 @@ class CudaBackend:
         capture: whether runs after the first are replays of a graph, one for each slot of the outputs. The first is
             queued instruction by instruction, since kernels are compiled and libraries set up when they are first used.
         timeout: seconds in which some activity has to end; with it the host waits for the end of every run.
-        budget: bytes of the device that it may take, besides constants and states.
+        budget: bytes of the device that it may take, besides constants and states, and what references and libraries
+            allocate on the way.
 
     Raises:
         BackendError: the program was planned for another GPU, or cannot run on any.
@@ -79,6 +80,8 @@ class CudaBackend:
             self._handles = handles(program, driver, lent, held, self._marks)
             self._buffers = buffers(program, bound, driver, budget)
             self._work = [work(program, driver, self._handles, self._buffers, slot, self.device) for slot in SLOTS]
+            driver.record(self._handles.arrived, 0)  # what torch lent may still be used by the caller's stream
+            driver.wait(self._handles.main, self._handles.arrived)
             self._held = held.pop_all()
         self._outputs = [
             {name: view.of(tensors[view.buffer]) for name, view in program.outputs.items()}
@@ -97,7 +100,7 @@ class CudaBackend:
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes of the device that it holds until it is closed."""
+        """Bytes of the device that it holds until it is closed, without what torch keeps for references and graphs."""
         return self._buffers.memory_bytes
 
     def run(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -219,7 +222,7 @@ class CudaBackend:
         try:
             listed.carry_out(run)
         except BaseException:
-            with suppress(DriverError):  # what failed may have broken it
+            with suppress(Exception):  # what failed may have broken it; what is raised is why
                 self.driver.destroy_graph(self.driver.end_capture(main))
             raise
         graph = self.driver.end_capture(main)

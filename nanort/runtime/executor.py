@@ -62,7 +62,8 @@ class Executor:
         capture: of cuda: the first run is queued call by call, later ones replay a CUDA graph of the whole schedule.
             An operator that cannot be captured is named in a warning, and every run is queued call by call.
         timeout: of cuda: seconds in which some node has to end, or else HangError names those that have not.
-        budget: of cuda: bytes of the device that it may take, besides constants and states.
+        budget: of cuda: bytes of the device that it may take, besides constants and states, and what references and
+            libraries allocate on the way.
 
     A run that fails raises ExecutionError with the node's name and the line that made it, leaves ``timeline`` as far as
     it came, and the executor can run again. After a fault of the GPU itself nothing can run on it in this process any

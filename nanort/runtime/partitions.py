@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import atexit
 import threading
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from functools import cached_property
 
 import torch
@@ -141,7 +140,7 @@ _MADE: dict[Driver, Partitions] = {}
 
 
 def partitions(driver: Driver, device: Device | None = None) -> Partitions:
-    """The partitions of a driver, the same each time, closed when the process ends.
+    """The partitions of a driver, the same each time. What it made ends with the process.
 
     Raises:
         BackendError: ``device``, which something was planned for, is not like this GPU.
@@ -149,13 +148,7 @@ def partitions(driver: Driver, device: Device | None = None) -> Partitions:
     with _LOCK:
         if driver not in _MADE:
             _MADE[driver] = Partitions(driver)
-            atexit.register(_close_at_exit, _MADE[driver])
         made = _MADE[driver]
     if device is not None:
         made.check(device)
     return made
-
-
-def _close_at_exit(made: Partitions) -> None:
-    with suppress(BackendError):  # what the driver does not destroy now ends with the process
-        made.close()
