@@ -3,6 +3,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from math import log
+from typing import Any
 
 import pytest
 import torch
@@ -86,9 +87,13 @@ def test_a_few_runs_tell_no_interval() -> None:
         [[1.0], [float("nan")]],
         [[1.0]] * 3,
         [[1.0] * 2, [1.0] * 2, []],
+        None,
+        1.0,
+        [1.0, 2.0],
+        [[None], [1.0]],
     ],
 )
-def test_what_does_not_time_all_schedules_alike_is_refused(samples: list[list[float]]) -> None:
+def test_what_does_not_time_all_schedules_alike_is_refused(samples: Any) -> None:
     plan, baseline = schedules(2)
     with pytest.raises(ScheduleError, match="for 2 schedules: it must give the seconds of each run, as many"):
         fastest(baseline, [plan], lambda _: samples)
@@ -115,4 +120,23 @@ def test_true_is_refused_before_any_search_where_integers_are_asked_for() -> Non
     told: list[int] = []
     with pytest.raises(MissingInputError, match=r"measure=nr.Stopwatch\(inputs={'rows': ...}, states={'seen': ...}\)"):
         nr.co_schedule(graph, CPU, measure=True, progress=lambda judged, *_: told.append(judged))
+    assert told == []
+
+
+def test_a_ratio_lies_in_its_interval() -> None:
+    plan, baseline = schedules(2)
+    here = [float(k) for k in range(1, 12)]
+    there = [11.0, *here[:-1]]  # the same runs, one later: medians alike, all pairs but one faster
+    _, (line,) = fastest(baseline, [plan], lambda _: [here, there])
+    assert line.endswith(": 0.86x [0.67x, 0.91x]")
+
+
+def test_what_measures_nothing_is_refused_before_any_search() -> None:
+    graph = nr.Graph("lookup")
+    table, rows = graph.constant("table", (8, 2), torch.float32), graph.input("rows", (4,), torch.int64)
+    graph.output(y=graph.call(lambda t, r: t[r], table, rows, demand=WORK, name="lookup"))
+    told: list[int] = []
+    for measure, error in ((nr.Stopwatch(), MissingInputError), (3, ScheduleError)):
+        with pytest.raises(error):
+            nr.co_schedule(graph, CPU, measure=measure, progress=lambda judged, *_: told.append(judged))  # type: ignore[arg-type]
     assert told == []

@@ -162,7 +162,7 @@ def test_the_simulator_can_be_asked_as_well() -> None:
 
 
 def test_times_of_a_plan_for_another_device_are_refused() -> None:
-    with pytest.raises(CostError, match=r"a plan for h200 ran on cpu, .* or plan for nr.device\('cpu'\)"):
+    with pytest.raises(CostError, match=r"a plan for h200 would run on cpu, .* or plan for nr.device\('cpu'\)"):
         nr.Stopwatch(backend="cpu")(pair(nr.device("h200")))
 
 
@@ -186,3 +186,26 @@ def test_integers_have_to_be_given() -> None:
     with pytest.raises(MissingInputError, match=r"'lookup' asks for integers, .*: give them, .*inputs={'rows': \.\.\."):
         nr.Stopwatch()([schedule])
     assert len(nr.Stopwatch(inputs={"rows": torch.zeros(4, dtype=torch.int64)}, repeats=2)([schedule])[0]) == 2
+
+
+def test_a_cut_plan_is_given_rows_as_its_layout_packs_them() -> None:
+    seen: list[list[int]] = []
+
+    def look(rows: torch.Tensor) -> torch.Tensor:
+        if not rows.is_meta:
+            seen.append(rows.tolist())
+        return rows + 0
+
+    graph = nr.Graph("mixed", layout=nr.Layout(decode=4, prefill=(nr.Segment(4),), kv_tokens=400))
+    decode, prefill = graph.split(graph.input("positions", (8,), torch.int64, batch=0))
+    graph.output(
+        y=graph.join(
+            nr.op(demand=WORK, name="look", axes="rows")(look)(decode),
+            graph.call(lambda rows: rows + 0, prefill, demand=WORK, axes="rows", name="other"),
+        )
+    )
+    plan = nr.co_schedule(graph, CORES, nano_batches=2, policy="list", guard=False)
+    serial = nr.co_schedule(graph, CORES, policy="serial", nano_batches=1)
+    seen.clear()
+    nr.Stopwatch(inputs={"positions": torch.tensor([100, 101, 102, 103, 0, 1, 2, 3])}, repeats=1)([plan, serial])
+    assert sorted(seen) == [[100, 101]] * 2 + [[100, 101, 102, 103]] * 2 + [[102, 103]] * 2

@@ -49,7 +49,8 @@ class Executor:
     On a GPU the host queues a run and goes on. Torch code on the caller's stream needs no synchronisation: a run comes
     after what was queued before it, and what is queued later comes after the run. Only with outputs on the host, or a
     ``timeout``, does the call return when the run has ended. The outputs of a run stay as they are while the next one
-    runs; the one after that writes to the same memory, so copy what has to last.
+    runs, states excepted; the one after that writes to the same memory, so copy what has to last. Use it from one thread
+    at a time.
 
     Args:
         schedule: what to run, from nr.co_schedule; or a Program.

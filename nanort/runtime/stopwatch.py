@@ -24,7 +24,8 @@ class Stopwatch:
 
     Args:
         inputs, constants, states: by name; states are changed as a run would, so give a copy. Those that are not given
-            are random, which integers, such as page tables, cannot be.
+            are random, which integers, such as page tables, cannot be. Rows are in canonical order, as the uncut graph
+            takes them; a cut plan is given them as its layout packs them.
         seed: of what is random.
         backend, capture: of the Executors.
         repeats: runs of each schedule that are timed, after some that are not; an interval takes six.
@@ -65,15 +66,19 @@ class Stopwatch:
             InputError: integers were not given, or what was given does not fit the graph.
             CostError: a schedule is planned for another device than it runs on.
         """
-        inputs, constants, states = self._tensors(schedules[0].source, resolve(self.backend, schedules[0].device)[1])
+        kind, place = resolve(self.backend, schedules[0].device)
+        if kind == "cpu" and schedules[0].device.kind != "cpu":  # before tensors of its size are made
+            raise _foreign(schedules[0].device.name, "cpu")
+        inputs, constants, states = self._tensors(schedules[0].source, place)
         ready = partial(Executor, constants=constants, states=states, backend=self.backend, capture=self.capture)
         warm = 1 + len(SLOTS) * self.capture  # a graph is captured for each slot of the outputs, after a first run
         rounds = list[list[float]]()
         with ExitStack() as stack:
             runs = [stack.enter_context(ready(schedule)) for schedule in schedules]
+            given = [_packed(schedule.graph, inputs) for schedule in schedules]
             while len(rounds) < warm + self.repeats and sum(map(sum, rounds)) < self.budget:
                 order = range(len(runs))[:: -1 if len(rounds) % 2 else 1]
-                seconds = {k: _timed(runs[k], inputs) for k in order}
+                seconds = {k: _timed(runs[k], given[k]) for k in order}
                 rounds.append([seconds[k] for k in range(len(runs))])
         return [list(times) for times in zip(*(rounds[warm:] or rounds[-1:]), strict=True)]
 
@@ -122,13 +127,27 @@ def _random(root: Value, seed: int, place: str) -> torch.Tensor:
     return numbers.to(root.dtype)
 
 
+def _packed(graph: Graph, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The inputs with the rows of the step as ``graph``, a cut one, holds them."""
+    layout, rows = graph.layout, {root.name for root in graph.roots if root.kind == "input" and root.batch is not None}
+    if layout is None or not layout.cuts:
+        return dict(inputs)
+    fits = {name for name in rows & inputs.keys() if inputs[name].shape[:1] == (layout.rows,)}  # others are refused
+    return {name: layout.pack(tensor) if name in fits else tensor for name, tensor in inputs.items()}
+
+
 def _timed(run: Executor, inputs: Mapping[str, torch.Tensor]) -> float:
     """The seconds of one run, which is over when they are known."""
     run(**inputs)
     timeline = run.timeline
     if timeline.foreign:
-        raise CostError(
-            f"a plan for {run.program.device.name} ran on {timeline.device}, whose times say nothing about it: measure "
-            f"it where it is to run, or plan for nr.device({timeline.device!r})"
-        )
+        raise _foreign(run.program.device.name, timeline.device)
     return timeline.makespan
+
+
+def _foreign(device: str, place: str) -> CostError:
+    """What is said of a plan for ``device`` that could only run on ``place``."""
+    return CostError(
+        f"a plan for {device} would run on {place}, whose times say nothing about it: measure it where it is to run, "
+        f"or plan for nr.device({place!r})"
+    )

@@ -109,6 +109,8 @@ def co_schedule(
         if measured is not None and pinned is None:
             rivals = [_planned(rival, cuts, source) for rival in _rivals(search, found)]
             schedule, said = fastest(_serial(search, None, source), [schedule, *rivals], measured)
+        elif measured is not None and pinned is not None:
+            said.append(f"not measured: {pinned.name} is pinned, so that no serial schedule can be run beside it")
     elif pinned is None:
         schedule = _serial(search, *(next(iter(cuts.items())) if is_serial else (None, source)))
         if search.tops:

@@ -32,6 +32,10 @@ def measure_of(asked: Measure | bool | None, graph: Graph, seed: int) -> Measure
     """What ``measure=`` asks for."""
     if isinstance(asked, bool):
         return _standard[0](graph, seed) if asked else None
+    if asked is not None and not callable(asked):
+        raise ScheduleError(f"measure={asked!r} measures nothing: give True, a Stopwatch, or what times schedules")
+    if (refuse := getattr(asked, "refuse", None)) is not None:
+        refuse(graph)  # before a search, which takes longer
     return asked
 
 
@@ -62,19 +66,23 @@ class Median:
 def fastest(baseline: Schedule, others: Sequence[Schedule], measure: Measure) -> tuple[Schedule, list[str]]:
     """Whichever has the least median, the baseline only if all others are slower, and a line on each of the others.
 
-    A line gives the medians, how many times faster than the baseline that is, and the interval of that ratio, which is
-    taken of runs that were side by side.
+    A line gives the medians, and the median ratio of runs that were side by side: how many times faster than the
+    baseline that is, with the interval of the same ratio.
 
     Raises:
         ScheduleError: ``measure`` did not time them all.
     """
     schedules = (*others, baseline)
-    samples = [list(sample) for sample in measure(schedules)]
+    said = measure(schedules)
+    try:
+        samples = [[float(seconds) for seconds in sample] for sample in said]
+    except (TypeError, ValueError):
+        samples = []
     runs = len(samples[0]) if samples else 0
     alike = runs > 0 and [len(sample) for sample in samples] == [runs] * len(schedules)
     if not alike or not all(0 < seconds < math.inf for sample in samples for seconds in sample):
         raise ScheduleError(
-            f"measure= said {samples} for {counted(len(schedules), 'schedule')}: it must give the seconds of each run, "
+            f"measure= said {said} for {counted(len(schedules), 'schedule')}: it must give the seconds of each run, "
             f"as many runs for every schedule"
         )
     medians = [Median.of(sample) for sample in samples]
@@ -85,7 +93,7 @@ def fastest(baseline: Schedule, others: Sequence[Schedule], measure: Measure) ->
     lines = list[str]()
     for k, schedule in enumerate(others):
         ratios = [there / here for here, there in zip(samples[k], samples[-1], strict=True)]
-        gain = Median(medians[-1].value / medians[k].value, Median.of(ratios).interval)
+        gain = Median.of(ratios)
         lines.append(
             f"{how}: {schedule.mechanism} {medians[k].told(duration)}, {beside}: {gain.told('{:.2f}x'.format)}"
         )

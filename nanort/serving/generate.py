@@ -19,6 +19,7 @@ from nanort.graph import Graph
 from nanort.graphs import CONFIGS, DecoderConfig, decoder, random_weights
 from nanort.layout import Layout
 from nanort.nanobatch import nano_batch
+from nanort.runtime.executor import resolve
 from nanort.runtime.profiler import profile as measure
 from nanort.runtime.stopwatch import Stopwatch
 from nanort.scheduling.coschedule import co_schedule
@@ -102,7 +103,9 @@ class LLM:
         self.width = -(-min(cache_tokens, config.max_positions) // page_size)
         dtype = next(iter(weights.values())).dtype
         shape = (self.cache.pages, 2, page_size, config.kv_heads, config.head_dim)
-        states = {f"kv.{layer}": torch.zeros(shape, dtype=dtype) for layer in range(config.layers)}
+        self._place = resolve("auto", self.device)[1]
+        weights = {name: tensor.to(self._place) for name, tensor in weights.items()}
+        states = {f"kv.{layer}": torch.zeros(shape, dtype=dtype, device=self._place) for layer in range(config.layers)}
 
         self._closed = False
         self._weights, self._states = weights, states
@@ -139,7 +142,8 @@ class LLM:
         assert graph.layout is not None
         trial = scratch_inputs(graph.layout, requests, self.width, self.cache.page_size)
         # At temperature 1 a sampling step sorts its logits, which is most of what it costs.
-        return {root.name: torch.ones(root.shape, dtype=root.dtype) for root in inputs} | trial
+        made = {root.name: torch.ones(root.shape, dtype=root.dtype) for root in inputs} | trial
+        return {name: tensor.to(self._place) for name, tensor in made.items()}
 
     @classmethod
     def from_pretrained(
@@ -278,6 +282,7 @@ class LLM:
                 "top_k": torch.full((plan.requests,), params.top_k),
                 "top_p": torch.full((plan.requests,), params.top_p),
             }
+        inputs = {name: tensor.to(self._place) for name, tensor in inputs.items()}
         tokens: list[int] = plan.run(**inputs)["tokens"].tolist()
         return tokens[: len(batch.requests)]
 
