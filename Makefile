@@ -36,14 +36,15 @@ verify: .venv/.dev  ## run the checks that take minutes: tests/verify
 # Uses what is installed and installs nothing: on a machine with a GPU that may be a Python with a CUDA build of PyTorch and
 # no way to a registry. There, make nanort importable with
 #     python3 -m pip install --no-deps --no-build-isolation --editable .
-# (editable, since from the root of the repository an installed copy would be hidden by the folder nanort/).
+# with setuptools 77 or later; editable, since from the root of the repository an installed copy would be hidden by nanort/.
 # Every file of tests and every benchmark has a process and a time limit of its own; all takes less than ten minutes.
 GPU_PYTHON ?= $(or $(wildcard $(BIN)/python),$(PYTHON))
 
 gpu:  ## run tests/gpu and benchmarks.gpu, on a machine with a GPU
+	@$(GPU_PYTHON) -c 'import nanort.ops' || { echo "nanort is not installed in $(GPU_PYTHON): see the comment in Makefile"; exit 1; }
 	@began=$$(date +%s); status=0; \
-	for file in tests/gpu/test_*.py; do timeout 90 $(GPU_PYTHON) -m pytest -q -rs "$$file" || status=1; done; \
-	$(GPU_PYTHON) -m benchmarks.gpu --budget $$((570 + began - $$(date +%s))) || status=1; \
+	for file in tests/gpu/test_*.py; do timeout -s INT -k 10 90 $(GPU_PYTHON) -m pytest -q -rs "$$file" || status=1; done; \
+	$(GPU_PYTHON) -m benchmarks.gpu --budget $$((530 + began - $$(date +%s))) || status=1; \
 	exit $$status
 
 format: .venv/.dev  ## rewrite the sources in the project's format

@@ -131,7 +131,7 @@ def machine() -> dict[str, str | int | float]:
     }
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()
-    for package in ("torch", "numpy", "dask"):
+    for package in ("torch", "numpy", "dask", "numba", "cuda-bindings", "triton"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

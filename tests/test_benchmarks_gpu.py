@@ -185,3 +185,14 @@ def test_gpu_tests_pass_on_the_fake_driver_and_are_skipped_without_a_gpu(argumen
     assert done.returncode == 0, done.stdout
     assert said in done.stdout
     assert (" passed" in done.stdout) == ("--fake" in arguments)
+
+
+def test_parts_run_where_numba_cannot_be_imported(tmp_path: Path) -> None:
+    (tmp_path / "numba.py").write_text("raise ImportError('another numpy')", encoding="utf-8")
+    saved = tmp_path / "found.json"
+    command = [sys.executable, "-m", "benchmarks.gpu", "dispatch", "--scale", str(SCALE)]
+    command += ["--driver", "fake_driver:FakeDriver", "--save", str(saved)]
+    paths = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT / 'tests'}"}
+    done = subprocess.run(command, cwd=ROOT, env=paths, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout
+    assert saved.exists()

@@ -15,12 +15,16 @@ from pathlib import Path
 
 import torch
 
+import nanort.driver
+
 
 def main(module: str, driver: str, scale: str, file: str) -> None:
     """Measures a module; ``driver`` is the ``module:function`` that makes what it runs on."""
-    warnings.filterwarnings("error", module=r"nanort\.")  # what falls back to something slower is not to be measured
+    # What falls back to something slower is not to be measured; planning may be slow, where numba refuses this numpy.
+    warnings.filterwarnings("error", module=r"nanort\.runtime\.")
     home, _, make = driver.partition(":")
     made = getattr(importlib.import_module(home), make)()
+    nanort.driver.current = lambda: made  # what executors run on
     with Path(file).open("w", encoding="utf-8") as out, torch.no_grad():
         for row in importlib.import_module(module).measure(made, float(scale)):
             print(json.dumps(asdict(row)), file=out, flush=True)

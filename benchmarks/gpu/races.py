@@ -74,7 +74,7 @@ def race(
     """
     device, profile = profiled(driver, scale, [nr.nano_batch(graph, count) for count in cuts], tensors)
     inputs, constants, states = by_kind(graph, tensors)
-    stopwatch = nr.Stopwatch(inputs=inputs, constants=constants, states=states, backend="cuda")
+    stopwatch = nr.Stopwatch(inputs=inputs, constants=constants, states=states, backend="cuda", capture=True)
     plans = {
         SERIAL: nr.co_schedule(graph, device, policy="serial", nano_batches=(1,), profile=profile),
         PLAIN: fixed(graph, device, profile=profile, nano_batches=cuts[-1:]),

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import monotonic
@@ -15,6 +16,8 @@ from typing import Any
 from benchmarks.measure import Row, Spread, table
 
 ROOT = Path(__file__).parents[2]
+GRACE = 10.0
+"""Seconds that a killed process is waited for."""
 TRACE = 4000
 """The last characters of what a failed part printed: its traceback."""
 
@@ -100,10 +103,17 @@ def one(part: Part, driver: str, scale: float, seconds: float) -> Result:
         command = [sys.executable, "-m", "benchmarks.gpu.child", part.module, driver, str(scale), str(found)]
         with printed.open("wb") as out:
             try:
-                done = subprocess.run(command, stdout=out, stderr=out, timeout=seconds, cwd=ROOT, check=False)
-                failed = f"it ended with {done.returncode}" if done.returncode else ""
+                process = subprocess.Popen(command, stdout=out, stderr=out, cwd=ROOT)
+                code = process.wait(seconds)
+                failed = f"it ended with {code}" if code else ""
             except subprocess.TimeoutExpired:
+                process.kill()
+                with suppress(subprocess.TimeoutExpired):  # one that is stuck in the driver must not hold up the others
+                    process.wait(GRACE)
                 failed = f"killed after {seconds:.0f} s"
+            except BaseException:
+                process.kill()
+                raise
         rows, gpu = _read(found)
         if gpu is None:
             failed = failed or "it ended by itself before it was done"

@@ -37,7 +37,7 @@ def repeated(
     inputs, constants, states = random_dags.by_kind(schedule.graph, given)
     found = []
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", module=r"nanort\.")
+        warnings.filterwarnings("error", module=r"nanort\.runtime\.")
         with nr.Executor(schedule, constants=constants, states=states, backend="cuda", capture=capture) as run:
             for _ in range(runs):
                 for name, state in states.items():

@@ -64,6 +64,28 @@ def test_a_node_without_memory_is_named_and_the_executor_runs_on(
     runs.settle(driver)
 
 
+def test_a_node_that_cannot_be_captured_leaves_torch_as_it_was(driver: Driver, device: nr.Device) -> None:
+    if driver.device == "cpu":
+        pytest.skip("the fake has no captures that a read of the host breaks")
+
+    def reads(x: torch.Tensor) -> torch.Tensor:
+        return x * (2 if x.is_meta else int(x.max()))
+
+    graph = nr.Graph("host")
+    x = graph.input("x", (1024,), torch.float32)
+    graph.output(y=graph.call(reads, x, demand=WORK, name="reader"))
+    schedule = nr.co_schedule(graph, device, policy="serial")
+    given = torch.full((1024,), 2.0, device=driver.device)
+    with nr.Executor(schedule, backend="cuda", capture=True) as run:
+        run(x=given)
+        with pytest.warns(RuntimeWarning, match="reader"):
+            run(x=given)
+        for _ in range(4):
+            assert torch.equal(run(x=given)["y"].cpu(), torch.full((1024,), 4.0))
+    assert torch.randn(8, device=driver.device).isfinite().all()
+    runs.settle(driver)
+
+
 def test_a_node_that_never_ends_is_named_after_the_timeout(driver: Driver) -> None:
     if driver.device == "cpu":
         pytest.skip("needs a kernel that spins on a GPU")
