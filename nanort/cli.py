@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import textwrap
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from enum import Enum
 from pathlib import Path
 from time import perf_counter
 from typing import Annotated, Any
@@ -21,12 +19,29 @@ from nanort.compare import Row, compare, sweep_sms
 from nanort.costs.profile import Profile
 from nanort.costs.table import demand_table
 from nanort.demo import progress_bar, run_demo
-from nanort.devices import Device, device
+from nanort.devices import Device
 from nanort.doctor import diagnose
 from nanort.errors import NanortError, RequestError
-from nanort.graph import Graph
-from nanort.graphs import CONFIGS, DecoderConfig, decoder_step, random_weights, step_inputs
+from nanort.graphs import random_weights, step_inputs
 from nanort.nanobatch import nano_batch
+from nanort.options import (
+    Context,
+    Decode,
+    Json,
+    Model,
+    Pieces,
+    Policy,
+    Prefill,
+    Seconds,
+    Seed,
+    Sweep,
+    config_of,
+    counts_of,
+    device_of,
+    dtype_of,
+    in_a_folder,
+    step_of,
+)
 from nanort.runtime.executor import Executor, resolve
 from nanort.runtime.report import default_store, measure
 from nanort.runtime.sweeps import seconds_of
@@ -36,7 +51,6 @@ from nanort.scheduling.schedule import Split
 from nanort.scheduling.solving.solve import solve as solved
 from nanort.serving.generate import load_model
 from nanort.serving.sampling import SamplingParams
-from nanort.serving.weights import read_json
 from nanort.timeline.units import duration, plain
 
 app = typer.Typer(
@@ -49,34 +63,6 @@ app = typer.Typer(
 
 WARM_UP = 16
 """Schedules that call every compiled function of the search once."""
-
-
-def _in_a_folder(path: Path | None) -> Path | None:
-    """Refuses, before any work is done, a file that could not be written at its end."""
-    if path is not None and not path.parent.is_dir():
-        raise typer.BadParameter(f"there is no folder {path.parent}: make it, or name another")
-    if path is not None and (path.is_dir() or not os.access(path.parent, os.W_OK)):
-        raise typer.BadParameter(f"{path} is a folder, or in one that cannot be written to: name a file")
-    return path
-
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
-Model = Annotated[str, typer.Option(help=f"{', '.join(CONFIGS)}, or a folder with config.json.", show_default=True)]
-Decode = Annotated[int, typer.Option(help="Requests that decode, a row each.", min=0)]
-Context = Annotated[int, typer.Option(help="Tokens that each of them attends to, its own included.", min=1)]
-Prefill = Annotated[int, typer.Option(help="Rows of a prompt that is prefilled.", min=0)]
-Pieces = Annotated[
-    str | None, typer.Option(help="Nano-batch counts to choose from, such as 1,2; by default those worth trying.")
-]
-Policy = Annotated[str, typer.Option(help="serial, list, search or auto.")]
-Seconds = Annotated[float | None, typer.Option(help="When to stop, whatever is left; Ctrl-C stops sooner.")]
-Seed = Annotated[int, typer.Option(help="Of the search; the same gives the same.")]
-
-
-class Sweep(str, Enum):
-    """What may be swept."""
-
-    SMS = "sms"
 
 
 @app.command(epilog="Example: nanort demo --out nanort-demo")
@@ -116,14 +102,18 @@ def plan(
     seed: Seed = 0,
     comparing: Annotated[bool, typer.Option("--compare", help="Every policy and mechanism side by side.")] = False,
     sweep: Annotated[Sweep | None, typer.Option(help="The makespan over all SM splits, as a table and a plot.")] = None,
-    profile: Annotated[Path | None, typer.Option(help="Measured costs, of nanort profile --out.", exists=True)] = None,
-    out: Annotated[Path | None, typer.Option(help="Save the schedule here.", callback=_in_a_folder)] = None,
+    profile: Annotated[
+        Path | None, typer.Option(help="Measured costs, of nanort profile --out.", exists=True, dir_okay=False)
+    ] = None,
+    stale: Annotated[bool, typer.Option("--stale", help="Take one of another machine or other versions too.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Save the schedule here.", callback=in_a_folder)] = None,
     as_json: Json = False,
 ) -> None:
     """Schedules one step of a model and prints its timeline, gain and bounds; Ctrl-C keeps the best so far."""
-    console, counts, target = Console(stderr=True), _counts(nano_batches), _target(on)
-    graph = _step(_config(model), decode, context, prefill, _dtype(target))
-    costs = Profile.load(profile) if profile else None
+    console, counts, target = Console(stderr=True), counts_of(nano_batches), device_of(on)
+    graph = step_of(config_of(model), decode, context, prefill, dtype_of(target))
+    costs = Profile.load(profile, stale=stale) if profile else None
+    target = costs.fitted(target) if costs else target
     options = {"nano_batches": counts, "effort": effort, "seconds": seconds, "seed": seed, "profile": costs}
     with progress_bar(console, "scheduling") as bar:
         chosen = Row.of(graph, target, policy, progress=bar, **options)
@@ -163,17 +153,17 @@ def run(
     policy: Policy = "auto",
     repeat: Annotated[int, typer.Option(help="Runs; the last is shown.", min=1)] = 3,
     out: Annotated[
-        Path | None, typer.Option(help="Save the timeline here, plan beside actual.", callback=_in_a_folder)
+        Path | None, typer.Option(help="Save the timeline here, plan beside actual.", callback=in_a_folder)
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Schedules one step of a model, runs it with random weights, and compares plan and run."""
-    config, target = _config(model), _target(on)
+    config, target = config_of(model), device_of(on)
     kind, where = resolve(backend, target)
     dtype = torch.bfloat16 if kind == "cuda" else torch.float32
-    graph = _step(config, decode, context, prefill, dtype)
+    graph = step_of(config, decode, context, prefill, dtype)
     with progress_bar(Console(stderr=True), "scheduling") as bar:
-        schedule = co_schedule(graph, target, nano_batches=_counts(nano_batches), policy=policy, progress=bar)
+        schedule = co_schedule(graph, target, nano_batches=counts_of(nano_batches), policy=policy, progress=bar)
     layout = schedule.graph.layout
     assert layout is not None
     tensors: dict[str, Any] = {}
@@ -210,19 +200,22 @@ def profile(
     prefill: Prefill = 640,
     nano_batches: Pieces = "1,2",
     budget: Annotated[str, typer.Option(help="When to stop: 90s, 5m, 1h. The same again goes on from there.")] = "5m",
-    store: Annotated[Path | None, typer.Option(help="Keep measurements here.", callback=_in_a_folder)] = None,
-    out: Annotated[Path | None, typer.Option(help="Save the profile here.", callback=_in_a_folder)] = None,
+    store: Annotated[Path | None, typer.Option(help="Keep measurements here.", callback=in_a_folder)] = None,
+    out: Annotated[Path | None, typer.Option(help="Save the profile here.", callback=in_a_folder)] = None,
     as_json: Json = False,
 ) -> None:
     """Measures the calls of one step of a model on this machine's GPU, else its CPU, and fits the cost model."""
-    seconds, config, target = seconds_of(budget), _config(model), Device.current()
+    seconds, config, target = seconds_of(budget), config_of(model), Device.current()
+    path = store or default_store()
+    if out is not None and out.resolve() == path.resolve():
+        raise RequestError(f"--out {out} is the store itself, which it would overwrite: name another file")
     few = replace(config, layers=min(2, config.layers))  # the others make the same calls
-    graph = _step(few, decode, context, prefill, _dtype(target))
+    graph = step_of(few, decode, context, prefill, dtype_of(target))
     step = {"decode": decode, "context": context, "prefill": prefill}
-    cuts = [nano_batch(graph, count) for count in _counts(nano_batches) or (1,)]
+    cuts = [nano_batch(graph, count) for count in counts_of(nano_batches) or (1,)]
     asked = [(cut, step_inputs(few, cut.layout, **step)) for cut in cuts if cut.layout]
     with progress_bar(Console(stderr=True), "measuring") as bar:
-        report = measure(asked, target, store or default_store(), seconds, progress=bar)
+        report = measure(asked, target, path, seconds, progress=bar)
     if out is not None:
         report.profile.save(out)
     typer.echo(json.dumps(report.data, indent=2) if as_json else report)
@@ -282,7 +275,7 @@ def generate(
     """Generates text with a model, all prompts in one batch."""
     params = SamplingParams(temperature, top_k, top_p, max_new_tokens, seed=seed)
     with progress_bar(Console(stderr=True), f"loading {model}") as progress:
-        llm = load_model(model, progress, nano_batches=_counts(nano_batches))
+        llm = load_model(model, progress, nano_batches=counts_of(nano_batches))
     with llm:
         asked = [llm.tokenizer.chat([{"role": "user", "content": prompt}]) for prompt in prompts] if chat else prompts
         encoded = [llm.tokenizer.encode(prompt, special=chat) for prompt in asked]
@@ -300,40 +293,6 @@ def generate(
         else:
             for prompt, completion in zip(prompts, llm.generate(encoded, params), strict=True):
                 typer.echo(f"> {prompt}\n{completion.text}\n")
-
-
-def _config(model: str) -> DecoderConfig:
-    if model in CONFIGS:
-        return CONFIGS[model]
-    if not Path(model).is_dir():
-        raise RequestError(
-            f"no model is called {model!r}: give one of {', '.join(CONFIGS)}, or a folder with config.json"
-        )
-    return DecoderConfig.from_hf(read_json(Path(model) / "config.json"))
-
-
-def _counts(text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    try:
-        return tuple(int(count) for count in text.split(","))
-    except ValueError:
-        raise RequestError(f"--nano-batches {text!r} is not a list of counts: give 1,2 or 2") from None
-
-
-def _dtype(target: Device) -> torch.dtype:
-    """What models are run with on a GPU, and on cores."""
-    return torch.bfloat16 if target.kind == "cuda" else torch.float32
-
-
-def _target(on: str) -> Device:
-    return Device.current() if on == "current" else device(on)
-
-
-def _step(config: DecoderConfig, decode: int, context: int, prefill: int, dtype: torch.dtype) -> Graph:
-    if decode + prefill == 0:
-        raise RequestError("--decode 0 --prefill 0 is a step of no rows: give at least one")
-    return decoder_step(config, decode=decode, context=context, prefill=prefill, dtype=dtype)
 
 
 def _show(as_json: bool, *lines: object) -> None:

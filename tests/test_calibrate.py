@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,9 +12,10 @@ import torch
 import nanort as nr
 from nanort.costs.calibrate import Calibration, calibrate
 from nanort.costs.neighbours import profile_of
+from nanort.costs.profile import Profile
 from nanort.costs.roofline import smooth_max
 from nanort.costs.samples import Call, Place, Sample
-from nanort.errors import CostError
+from nanort.errors import CostError, NanortError
 
 GUESS = nr.device("h200")
 TRUE = GUESS.with_(
@@ -177,12 +180,50 @@ def test_measurements_of_another_device_are_refused() -> None:
 def test_plans_take_the_fitted_device_and_its_profile() -> None:
     fit: Calibration = calibrate(GUESS, PLACE, measured(calls(), 0.03))
     assert (fit.profile.device, fit.profile.sms) == (fit.device.name, fit.device.sms)
-    assert dict(fit.profile.versions) == {"torch": "2.13", "gpu": "a GPU", "driver": "580.0"}
+    assert (fit.profile.machine, dict(fit.profile.versions)) == ("a GPU, driver 580.0", {"torch": "2.13"})
     g = nr.Graph("g")
     x = g.input("x", (1024, 4096), torch.bfloat16)
     g.output(y=g.call(torch.relu, x, demand=nr.Demand(hbm_bytes=3.9e9)))
     serial = nr.co_schedule(g, fit.device, profile=fit.profile, policy="serial")
     assert serial.makespan == pytest.approx(1e-3, rel=0.05)
+
+
+def test_a_profile_carries_figures_that_tell_more_than_those_before(tmp_path: Path) -> None:
+    fit = calibrate(GUESS, PLACE, measured(calls(), 0.03))
+    assert fit.error < fit.before
+    assert "with the figures before" in str(fit)
+    fit.profile.save(tmp_path / "profile.json")
+    again = Profile.load(tmp_path / "profile.json", stale=True)
+    assert again.identity == fit.profile.identity
+    fitted = again.fitted(GUESS)
+    for figure in ("launch_seconds", "hbm_bandwidth", "hbm_saturation_sms", "flops"):
+        assert getattr(fitted, figure) == getattr(fit.device, figure)
+    assert fitted.sms == GUESS.sms
+
+
+def test_a_profile_keeps_the_figures_before_if_the_fit_tells_less() -> None:
+    fit = calibrate(TRUE, PLACE, measured(calls(), 0.03))  # of figures that were right, only noise can be fitted
+    assert fit.error > fit.before
+    assert "which are kept" in str(fit)
+    assert fit.profile.figures == {}
+    assert fit.profile.fitted(GUESS) is GUESS
+
+
+@pytest.mark.parametrize(
+    ("figures", "says"),
+    [
+        ({"speed": 1.0}, "there are no figures"),
+        ({"hbm_bandwidth": -1.0}, "more than zero"),
+        ({"hbm_bandwidth": "fast"}, "not of type float"),
+    ],
+)
+def test_figures_that_cannot_be_are_refused(figures: dict[str, object], says: str, tmp_path: Path) -> None:
+    path = tmp_path / "profile.json"
+    calibrate(GUESS, PLACE, measured(calls())).profile.save(path)
+    data = json.loads(path.read_text())
+    path.write_text(json.dumps(data | {"figures": figures}))
+    with pytest.raises(NanortError, match=says):
+        Profile.load(path, stale=True)
 
 
 def beside(one: Call, other: Call, slower: float, took: float) -> Sample:

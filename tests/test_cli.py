@@ -134,7 +134,7 @@ def test_ctrl_c_before_there_is_a_plan_ends_the_command(monkeypatch: pytest.Monk
     def pressed(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "decoder_step", pressed)
+    monkeypatch.setattr(cli, "step_of", pressed)
     assert CliRunner().invoke(cli.app, TINY).exit_code == 130
 
 

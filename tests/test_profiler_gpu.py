@@ -26,6 +26,7 @@ from nanort.errors import (
     ExecutionError,
     InputShapeError,
     MissingInputError,
+    RequestError,
 )
 from nanort.runtime.meter import GpuMeter
 from nanort.runtime.operands import NOISE, Operands
@@ -358,6 +359,30 @@ def test_a_point_that_fails_is_left_out_with_the_reason_and_an_interruption_keep
         assert (swept.measured, swept.left) == (3, len(asked(meter)) - 4)
         assert swept.refused == ("streamed on 132: there is no memory left",)
         assert len(store.samples()) == 3
+
+
+def test_an_interruption_between_two_points_keeps_the_rest_too(tmp_path: Path) -> None:
+    def progress(at: int, _: int) -> None:
+        if at == 3:
+            raise KeyboardInterrupt
+
+    meter = Still()
+    with Store(tmp_path / "s", meter.place) as store:
+        swept = sweep(asked(meter), store, meter, budget=1e9, progress=progress)
+        assert (swept.measured, swept.left) == (3, len(asked(meter)) - 3)
+
+
+def test_operands_that_no_memory_is_left_for_are_refused_by_name() -> None:
+    cpu, one = nr.device("cpu"), part(tiny, 1, nr.device("cpu"))
+    one.operands.tensors = lambda *_: torch.empty(1 << 60)  # type: ignore[method-assign,assignment,return-value]
+    with pytest.raises(ExecutionError, match=r"node tiny .* failed: "):
+        CpuMeter(cpu)((one,))
+
+
+def test_the_command_does_not_write_the_profile_over_the_store(tmp_path: Path) -> None:
+    store = tmp_path / "s"
+    with pytest.raises(RequestError, match="is the store itself"):
+        CliRunner().invoke(cli.app, [*STEP, f"--store={store}", f"--out={store}"], catch_exceptions=False)
 
 
 def test_a_device_that_is_lost_ends_the_sweep(tmp_path: Path) -> None:

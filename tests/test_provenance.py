@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import nanort as nr
+from fake_driver import FakeDriver
 from nanort.costs.profile import Measurement, Profile
 from nanort.costs.provenance import Versions, machine, versions
 from nanort.errors import CostError, ForeignFileError
@@ -85,3 +86,11 @@ def test_versions_tell_profiles_apart_and_schedules_keep_them(tmp_path: Path) ->
     for profile in (other, None):
         with pytest.raises(ForeignFileError, match=f"rests on the profile {one.identity[:12]}: give"):
             Schedule.load(tmp_path / "plan.json", graph(), profile=profile)
+
+
+def test_a_gpus_profile_is_stale_with_another_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    h200 = nr.device("h200")
+    monkeypatch.setattr("nanort.devices.Device.current", staticmethod(lambda: h200))
+    monkeypatch.setattr("nanort.driver.current", FakeDriver)
+    assert made("fake GPU, driver 580.0", versions(), "h200", 132).stale == ""
+    assert "this is fake GPU, driver 580.0" in made("fake GPU, driver 570.1", versions(), "h200", 132).stale

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanort.costs.neighbours import profile_of
-from nanort.costs.profile import Profile
+from nanort.costs.profile import RATE, Profile
 from nanort.costs.roofline import SHARPNESS
 from nanort.costs.samples import Place, Sample
 from nanort.devices import Device
@@ -37,7 +37,9 @@ class Calibration:
         profile: every call that was measured alone, and what calls did to each other.
         kept: figures that no measurement tells, which are still the device's own.
         held_out: calls that were not fitted to.
-        error, worst: mean and largest of abs(model / measured - 1) on those.
+        error, worst: mean and largest of abs(model / measured - 1) on those. They are calls whose like was measured on
+            other SM counts, so this is how well the model fills in between.
+        before: that mean with the figures that the device had. The profile carries better ones only.
     """
 
     device: Device
@@ -46,6 +48,7 @@ class Calibration:
     held_out: int
     error: float
     worst: float
+    before: float
 
     def __str__(self) -> str:
         device = self.device
@@ -55,8 +58,14 @@ class Calibration:
         return (
             f"fitted: memory {device.hbm_bandwidth / 1e9:.4g} GB/s from {device.hbm_saturation_sms[0]} of {device.sms} "
             f"SMs on, {fitted}\n"
-            f"error:  {self.error:.1%} on the mean of {self.held_out} calls held out, {self.worst:.0%} at worst"
+            f"error:  {self.error:.1%} on the mean of {self.held_out} calls held out, {self.worst:.0%} at worst; "
+            f"{self.before:.1%} with the figures before{'' if self.is_better else ', which are kept'}"
         )
+
+    @property
+    def is_better(self) -> bool:
+        """Whether the fitted figures tell more than those before."""
+        return self.error < self.before
 
 
 def calibrate(device: Device, place: Place, samples: Iterable[Sample], *, seed: int = 0) -> Calibration:
@@ -91,17 +100,33 @@ def calibrate(device: Device, place: Place, samples: Iterable[Sample], *, seed: 
     if not free.all():
         fit = _fitted(seen, free)
     others = points.take(unseen)
-    errors = np.abs(np.exp(fit.logs(others) - others.logs) - 1.0)
+    errors, before = (
+        np.abs(np.exp(logs - others.logs) - 1.0)
+        for logs in (fit.logs(others), _modelled(others, points.start, device.hbm_saturation_sms[1])[0])
+    )
     told = {name for name, is_free in zip(points.names, free, strict=True) if is_free}
     figures = ("launch_seconds", *(f"flops[{dtype}]" for dtype in device.flops))
+    fitted = fit.device(device, points.names, f"fitted to {len(seen.logs)} calls measured on {place.gpu}")
+    better = float(errors.mean()) < float(before.mean())
     return Calibration(
-        fit.device(device, points.names, f"fitted to {len(seen.logs)} calls measured on {place.gpu}"),
-        profile_of(place, found),
+        fitted,
+        profile_of(place, found, _figures(fitted) if better else None),
         tuple(name for name in figures if name not in told),
         len(unseen),
         float(errors.mean()),
         float(errors.max()),
+        float(before.mean()),
     )
+
+
+def _figures(device: Device) -> dict[str, float]:
+    """What was fitted, as a profile carries it."""
+    return {
+        "launch_seconds": device.launch_seconds,
+        "hbm_bandwidth": device.hbm_bandwidth,
+        "hbm_saturation_sms": float(device.hbm_saturation_sms[0]),
+        **{f"{RATE}{dtype}": rate for dtype, rate in device.flops.items()},
+    }
 
 
 @dataclass(frozen=True, slots=True)

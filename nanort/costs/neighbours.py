@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import accumulate
 from statistics import median
 
 from nanort.costs.profile import Pair, Profile
-from nanort.costs.provenance import machine
+from nanort.costs.provenance import gpu
 from nanort.costs.samples import Call, Place, Sample
 
 NOTICED = 1.05
 """How much slower than alone on the same SMs an operator must run beside others to be given an exchange curve."""
 
 
-def profile_of(place: Place, samples: Iterable[Sample]) -> Profile:
-    """The profile of what was measured at ``place``.
+def profile_of(place: Place, samples: Iterable[Sample], figures: Mapping[str, float] | None = None) -> Profile:
+    """The profile of what was measured at ``place``, with ``figures`` that were fitted to it.
 
     Two calls that shared all SMs become a Pair. An operator that ran on a part of the SMs beside others, and was
     noticeably slower there than alone, gets an Exchange: the median over its neighbours. One that was not keeps the
@@ -25,15 +25,15 @@ def profile_of(place: Place, samples: Iterable[Sample]) -> Profile:
     found = tuple(samples)
     alone = {sample.call: sample.seconds for sample in found if sample.beside is None}
     beside = [sample for sample in found if sample.beside is not None]
-    gpu = (("gpu", place.gpu), ("driver", place.driver)) if place.device != "cpu" else ()
     return Profile(
         place.device,
         place.sms,
-        machine(),
+        place.gpu if place.device == "cpu" else gpu(place.gpu, place.driver),
         (sample.measurement for sample in found if sample.beside is None),
         _pairs(place.sms, beside, alone),
         _exchanges(place.sms, beside, alone),
-        (*place.versions, *gpu),
+        place.versions,
+        figures,
     )
 
 

@@ -11,7 +11,7 @@ from functools import cached_property
 
 from nanort.costs import files
 from nanort.costs.exchange import Exchange
-from nanort.costs.provenance import Versions, machine, versions
+from nanort.costs.provenance import Versions, here, versions
 from nanort.devices import Device, device
 from nanort.errors import CostError, DeviceError, FileError
 from nanort.nodes import Node, identity
@@ -65,6 +65,10 @@ class Pair:
             raise CostError(f"{self}: side by side, nothing is faster than alone: slowdowns are 1 or more")
 
 
+FIGURES = ("launch_seconds", "hbm_bandwidth", "hbm_saturation_sms")
+RATE = "flops."
+
+
 class Profile:
     """What was measured on one device.
 
@@ -73,10 +77,12 @@ class Profile:
 
     Args:
         device, sms: name and SMs of the device.
-        machine: what else tells it from others of its name: its processor, or for a GPU the driver.
+        machine: what else tells it from others of its name: its processor, or the GPU and its driver.
         versions: packages that it was measured with; without any, nothing tells that it is stale.
         measurements: seconds of calls alone.
         pairs: slowdowns of co-resident operators.
+        figures: the cost model's, fitted to the measurements, for :meth:`fitted`: "launch_seconds", "hbm_bandwidth",
+            "hbm_saturation_sms", and FLOP/s such as "flops.bfloat16".
         exchange: by operator, (share, performance) points: what it performs on a share (0 to 1) of the SMs while others
             hold the rest, of what it performs alone on all of them. See :class:`Exchange`. Such an operator takes its
             seconds on the whole device, measured, modelled or rigid, divided by its performance.
@@ -94,11 +100,15 @@ class Profile:
         pairs: Iterable[Pair] = (),
         exchange: Mapping[str, Iterable[tuple[float, float]]] | None = None,
         versions: Versions = (),
+        figures: Mapping[str, float] | None = None,
     ) -> None:
         self.device = device
         self.sms = sms
         self.machine = machine
         self.versions = versions
+        self.figures = dict(figures or {})
+        if unknown := [name for name in self.figures if name not in FIGURES and not name.startswith(RATE)]:
+            raise CostError(f"there are no figures {unknown}: give {', '.join(FIGURES)}, {RATE}bfloat16 and its like")
         self.measurements = tuple(sorted(measurements, key=astuple))
         self.pairs = tuple(sorted(pairs, key=astuple))
         self.exchange = {name: Exchange.of(name, points) for name, points in sorted((exchange or {}).items())}
@@ -146,7 +156,21 @@ class Profile:
             measured += (tuple(self.exchange.values()),)
         if self.versions:
             measured += (self.versions,)
+        if self.figures:
+            measured += (tuple(self.figures.items()),)
         return hashlib.sha256(repr(measured).encode()).hexdigest()
+
+    def fitted(self, device: Device) -> Device:
+        """``device`` with the figures that were fitted to the measurements, for calls that were not measured.
+
+        Raises:
+            DeviceError: they cannot be such a device's.
+        """
+        rates = {name.removeprefix(RATE): rate for name, rate in self.figures.items() if name.startswith(RATE)}
+        changes: dict[str, object] = {name: self.figures[name] for name in FIGURES if name in self.figures}
+        if "hbm_saturation_sms" in changes:
+            changes["hbm_saturation_sms"] = (round(self.figures["hbm_saturation_sms"]),) * 2
+        return device.with_(**changes, flops={**device.flops, **rates}) if self.figures else device
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a JSON file, a measurement a line."""
@@ -159,6 +183,7 @@ class Profile:
                 "sms": self.sms,
                 "machine": self.machine,
                 "versions": dict(self.versions),
+                "figures": self.figures,
                 "columns": [field.name for field in fields(Measurement)],
                 "measurements": [astuple(measurement) for measurement in self.measurements],
                 "pairs": [astuple(pair) for pair in self.pairs],
@@ -173,8 +198,8 @@ class Profile:
         for package, version in self.versions:
             if (now := running.get(package, version)) != version:
                 return f"it was measured with {package} {version}, and {now} is running"
-        if self.versions and self.machine != machine() and _is_here(self.device, self.sms):
-            return f"it was measured on {self.machine}, and this is {machine()}"
+        if self.versions and _is_here(self.device, self.sms) and (now := here(self.device)) != self.machine:
+            return f"it was measured on {self.machine}, and this is {now}"
         return ""
 
     @staticmethod
@@ -186,8 +211,10 @@ class Profile:
             CostError: it states figures that cannot have been measured, or is stale.
         """
         kinds = {"device": str, "sms": int, "machine": str, "versions": dict}
-        kinds |= {"columns": list, "measurements": list, "pairs": list, "exchange": list}
-        found = {"exchange": [], "versions": {}} | files.read(path, SCHEMA, VERSION)  # version 1 has neither
+        kinds |= {"columns": list, "measurements": list, "pairs": list, "exchange": list, "figures": dict}
+        found = {"exchange": [], "versions": {}, "figures": {}} | files.read(
+            path, SCHEMA, VERSION
+        )  # version 1 has neither
         data = files.record(found, str(path), kinds)
         if data["columns"] != [field.name for field in fields(Measurement)]:
             raise FileError(
@@ -215,9 +242,13 @@ class Profile:
                 raise FileError(f"{where}: {operator!r} has one already: keep one of the two")
             exchange[operator] = [tuple(files.row(point, where, (float, float))) for point in points]
         made_with = files.record(data["versions"], f"{path}: versions", dict.fromkeys(data["versions"], str))
+        figures = files.record(data["figures"], f"{path}: figures", dict.fromkeys(data["figures"], float))
+        if not all(figure > 0 for figure in figures.values()):
+            raise FileError(f"{path}: figures are {figures}: each must be more than zero")
         profile = Profile(
-            data["device"], data["sms"], data["machine"], measurements, pairs, exchange, tuple(made_with.items())
-        )
+            data["device"], data["sms"], data["machine"], measurements, pairs, exchange, tuple(made_with.items()),
+            figures,
+        )  # fmt: skip  # its arguments in order
         if not stale and profile.stale:
             raise CostError(f"{path} is stale: {profile.stale}: measure again, or take it as it is with stale=True")
         return profile

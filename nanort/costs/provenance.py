@@ -7,6 +7,8 @@ from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 
+from nanort import driver
+
 PACKAGES = ("nanort", "torch")
 
 Versions = tuple[tuple[str, str], ...]
@@ -25,3 +27,20 @@ def machine() -> str:
     lines = about.read_text().splitlines() if about.exists() else []
     model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
     return f"{platform.machine()} {model or platform.processor()}".strip()
+
+
+def here(device: str) -> str:
+    """What tells this machine's ``device``, its cores or its GPU, from others of that name.
+
+    Raises:
+        BackendError: it is a GPU, and there is none.
+    """
+    if device == "cpu":
+        return machine()
+    facts = driver.current().facts()
+    return gpu(facts.gpu, facts.driver)
+
+
+def gpu(name: str, version: str) -> str:
+    """What tells a GPU with a driver of some version from others."""
+    return f"{name}, driver {version or 'unknown'}"

@@ -165,6 +165,10 @@ class Store:
         call = known.get(number)
         if call is None or beside not in known:
             raise FileError(f"{where} is of a call that is not there: measure into another file")
+        if not 0 <= call.sms <= self.place.sms:
+            raise FileError(
+                f"{where} of {call.operator} is on {call.sms} of {self.place.sms} SMs: measure into another"
+            )
         try:
             mhz = tuple((name, float(speed)) for name, speed in json.loads(clocks).items())
             return Sample(call, seconds, low, high, runs, mhz, known[beside])

@@ -46,11 +46,11 @@ class Backend(Protocol):
 class Executor:
     """Runs a schedule: ``with nr.Executor(schedule, constants=..., states=...) as run: out = run(x=x)``.
 
-    On a GPU the host queues a run and goes on. Torch code on the caller's stream needs no synchronisation: a run comes
-    after what was queued before it, and what is queued later comes after the run. Only with outputs on the host, or a
-    ``timeout``, does the call return when the run has ended. The outputs of a run stay as they are while the next one
-    runs, states excepted; the one after that writes to the same memory, so copy what has to last. Use it from one thread
-    at a time.
+    On a GPU the host queues a run and goes on. Torch code on the caller's stream needs no synchronisation: a run
+    comes after what was queued before it, and what is queued later comes after the run. Only with outputs on the
+    host, or a ``timeout``, does the call return when the run has ended. The outputs of a run, states excepted, stay
+    as they are while the next one runs; the one after that writes to the same memory, so copy what has to last. Use
+    it from one thread at a time.
 
     Args:
         schedule: what to run, from nr.co_schedule; or a Program.

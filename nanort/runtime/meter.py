@@ -13,7 +13,7 @@ import torch
 from nanort.costs.samples import Place, Sample
 from nanort.devices import Device
 from nanort.driver import Driver
-from nanort.errors import REFUSALS, BackendError, DeviceMemoryError, DriverError, ExecutionError
+from nanort.errors import REFUSALS, BackendError, DeviceMemoryError, DriverError, ExecutionError, NanortError
 from nanort.partition import Group, Stream, split, whole
 from nanort.runtime.faults import failure
 from nanort.runtime.kernels import Call, launch, scratch_bytes
@@ -105,7 +105,12 @@ class GpuMeter:
             stream = self._partitions.stream(Stream(group.name, group))
             made.callback(self._partitions.release, [stream])
             begin, end = self._event(made), self._event(made)
-            calls = self._calls(part)
+            try:
+                calls = self._calls(part)
+            except NanortError:
+                raise
+            except REFUSALS as error:  # of torch itself, which fills the tensors
+                raise failure(part.operands.program, part.launch, error) from error
             loop = _Loop(part, stream, begin, end, calls, launches=len(calls))
             made.callback(self._drain, loop)
             driver.record(end, 0)  # torch fills tensors on the default stream

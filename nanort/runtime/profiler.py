@@ -15,7 +15,7 @@ from nanort.costs.roofline import REFERENCE
 from nanort.costs.samples import Place, Sample
 from nanort.devices import Device, device
 from nanort.eager import KINDS, Memory, bind
-from nanort.errors import REFUSALS, CostError
+from nanort.errors import REFUSALS, CostError, InputError
 from nanort.graph import Graph
 from nanort.nodes import Node
 from nanort.programs.program import View
@@ -102,14 +102,16 @@ class CpuMeter:
             ExecutionError: the reference failed; the node is named.
         """
         (part,), before = point, torch.get_num_threads()
-        tensors = part.operands.tensors(part.launch, lambda nbytes: torch.empty(nbytes, dtype=torch.uint8))
-        args = [
-            argument.of(tensors[argument.buffer]) if isinstance(argument, View) else argument
-            for argument in part.launch.args
-        ]
         try:
+            tensors = part.operands.tensors(part.launch, lambda nbytes: torch.empty(nbytes, dtype=torch.uint8))
+            args = [
+                argument.of(tensors[argument.buffer]) if isinstance(argument, View) else argument
+                for argument in part.launch.args
+            ]
             with torch.no_grad():
                 return (Sample.of(part.call, _times(part.node, args, part.sms, self._repeats)),)
+        except InputError:
+            raise
         except REFUSALS as error:
             raise failure(part.operands.program, part.launch, error) from error
         finally:

@@ -18,7 +18,7 @@ from nanort.costs.samples import Sample
 from nanort.costs.store import Store
 from nanort.devices import Device
 from nanort.driver import Driver, current
-from nanort.errors import CostError
+from nanort.errors import CostError, FileError
 from nanort.graph import Graph
 from nanort.runtime.meter import GpuMeter
 from nanort.runtime.operands import Operands
@@ -96,6 +96,7 @@ class Report:
                 "held_out": fit.held_out,
                 "error": fit.error,
                 "worst": fit.worst,
+                "before": fit.before,
             },
         }
 
@@ -153,7 +154,7 @@ def measure(
         fit = calibrate(device, meter.place, samples)
     except CostError as error:
         why = str(error)
-    fitted = fit.device if fit else device
+    fitted = fit.device if fit and fit.is_better else device
     costs, alone = Costs(fitted), {sample.call: sample for sample in samples if sample.beside is None}
     nodes = {point[0].call: point[0].node for point in asked if len(point) == 1}
     rows = [Row(alone[call], costs.solo(nodes[call], call.sms).seconds) for call in sorted(nodes) if call in alone]
@@ -164,7 +165,10 @@ def measure(
 def default_store() -> Path:
     """Where measurements are kept unless another file is named; its folder is made."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nanort"
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileError(f"{folder} cannot be made: {error}: name a file with --store") from error
     return folder / "measurements.sqlite"
 
 

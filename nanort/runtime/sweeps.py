@@ -159,24 +159,24 @@ def sweep(
         raise CostError(f"a budget of {budget!r} seconds: give more than zero")
     began, measured, known, left, refused = clock(), 0, 0, 0, list[str]()
     for at, point in enumerate(asked):
-        if progress is not None:
-            progress(at, len(asked))
-        calls = [part.call for part in point]
-        if all(store.has(call, *(other for other in calls if other != call)) for call in calls):
-            known += 1
-        elif clock() - began >= budget:
-            left += 1
-        else:
-            try:
+        try:
+            if progress is not None:
+                progress(at, len(asked))
+            calls = [part.call for part in point]
+            if all(store.has(call, *(other for other in calls if other != call)) for call in calls):
+                known += 1
+            elif clock() - began >= budget:
+                left += 1
+            else:
                 store.add(*meter(point))
                 measured += 1
-            except ExecutionError as error:
-                if isinstance(error, PoisonedError) or (isinstance(error, DriverError) and error.sticky):
-                    raise
-                refused.append(f"{' beside '.join(map(str, point))}: {error}")
-            except KeyboardInterrupt:  # what is stored stays
-                left += len(asked) - at
-                break
+        except ExecutionError as error:
+            if isinstance(error, PoisonedError) or (isinstance(error, DriverError) and error.sticky):
+                raise
+            refused.append(f"{' beside '.join(map(str, point))}: {error}")
+        except KeyboardInterrupt:  # what is stored stays
+            left += len(asked) - at
+            break
     return Swept(measured, known, left, tuple(refused))
 
 
