@@ -176,6 +176,7 @@ def optimum(graph: nr.Graph, costs: Costs) -> float:
     solver.parameters.num_workers = 1
     solver.parameters.linearization_level = 0
     solver.parameters.cp_model_presolve = False
+    solver.parameters.catch_sigint_signal = False  # it would leave a handler that ends the process
     assert solver.solve(model) == cp_model.OPTIMAL
     return solver.objective_value * 1e-3
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib
 import random
+import signal
 import sys
 from dataclasses import replace
 from types import ModuleType
@@ -99,6 +100,13 @@ def test_progress_never_gets_worse_and_ctrl_c_returns_the_best_so_far(hard: Prob
     assert [best for _, _, best, _ in told] == sorted((best for _, _, best, _ in told), reverse=True)
     assert [floor for _, _, _, floor in told] == sorted(floor for _, _, _, floor in told)
     assert told[-1][3] <= solution.bound <= solution.makespan <= told[-1][2]
+
+
+def test_ctrl_c_reaches_the_program_after_a_solve(hard: Problem) -> None:
+    """CP-SAT has a handler of its own, which ends the process from then on if it is not turned off."""
+    solve_exact(hard, seconds=0.2)
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
 
 
 def test_an_error_of_progress_ends_the_search(hard: Problem) -> None:
