@@ -404,6 +404,13 @@ def test_memory_is_that_of_the_plan_and_given_back() -> None:
         assert fake.memory == before
 
 
+@pytest.mark.parametrize("budget", [0, -1, float("nan")])
+def test_budget_that_is_none_is_refused(budget: int) -> None:
+    schedule, tensors = chain()
+    with gpu(FakeDriver()), pytest.raises(CapacityError, match="more than none"):
+        executor(schedule, tensors, budget=budget)
+
+
 def test_budget_says_what_would_do() -> None:
     schedule, tensors = chain()
     with gpu(FakeDriver()):

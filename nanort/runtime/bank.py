@@ -39,7 +39,7 @@ class Bank(Generic[K, V]):
     """
 
     def __init__(self, *, capacity: int | None = None, budget: int | None = None) -> None:
-        if (capacity is not None and capacity < 1) or (budget is not None and budget < 1):
+        if any(bound is not None and not bound >= 1 for bound in (capacity, budget)):
             raise CapacityError(f"a bank of {capacity=} and {budget=} bytes holds nothing: give at least 1 of each")
         self.capacity = capacity
         self.budget = budget

@@ -20,7 +20,7 @@ from functools import partial
 import torch
 
 from nanort.driver import Driver
-from nanort.errors import BackendError, DriverError, ExecutionError, HangError
+from nanort.errors import BackendError, CapacityError, DriverError, ExecutionError, HangError
 from nanort.programs.program import Program
 from nanort.runtime import faults
 from nanort.runtime.buffers import SLOTS, bound_on, buffers, is_read_by_host, pageable
@@ -67,6 +67,8 @@ class CudaBackend:
     ) -> None:
         if timeout is not None and not timeout > 0:
             raise BackendError(f"timeout={timeout!r}: give more than zero seconds, or None to wait for ever")
+        if budget is not None and not budget > 0:
+            raise CapacityError(f"budget={budget!r}: give bytes of the device, more than none, or None for no limit")
         faults.refuse_poisoned(driver)
         self.program, self.driver, self.timeout = program, driver, timeout
         self.device = torch.device(driver.device)
