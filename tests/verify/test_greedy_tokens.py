@@ -70,7 +70,7 @@ def agree(
     print(f"{options}: {len(found)} prompts, {len(found) * COUNT} tokens, {len(lines)} close calls", *lines, sep="\n  ")
 
 
-@pytest.mark.parametrize(("pieces", "policy"), itertools.product([1, 2, 3, 4], ["serial", "list"]))
+@pytest.mark.parametrize(("pieces", "policy"), list(itertools.product([1, 2, 3, 4], ["serial", "list"])))
 def test_one_batch(
     smollm2: tuple[DecoderConfig, dict[str, torch.Tensor], Tokenizer],
     prompts: list[list[int]],
