@@ -35,7 +35,7 @@ def executor(schedule: Schedule | Program, tensors: Mapping[str, torch.Tensor], 
         {root.name: tensors[root.name] for root in schedule.graph.roots if root.kind == kind and root.name in tensors}
         for kind in ("constant", "state")
     )
-    return nr.Executor(schedule, constants=constants, states=states, **{"backend": "cuda", **options})  # type: ignore[arg-type]
+    return nr.Executor(schedule, constants=constants, states=states, **{"backend": "cuda", **options})
 
 
 def inputs(graph: nr.Graph, tensors: Mapping[str, torch.Tensor], run: int) -> Tensors:

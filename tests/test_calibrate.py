@@ -134,7 +134,7 @@ def test_a_figure_that_nothing_tells_stays_the_devices_own() -> None:
     fit = calibrate(GUESS, PLACE, measured(long, 0.01))
     assert "launch_seconds" in fit.kept
     assert fit.device.launch_seconds == pytest.approx(GUESS.launch_seconds)
-    assert {"flops[float16]", "flops[float32]"} < set(fit.kept)
+    assert {"flops.float16", "flops.float32"} < set(fit.kept)
     assert "a launch" not in str(fit)
     assert fit.device.hbm_bandwidth == pytest.approx(TRUE.hbm_bandwidth, rel=0.02)
 

@@ -44,7 +44,7 @@ def negated(values: Floats) -> Floats:
 
 def test_what_is_compiled_computes_the_same() -> None:
     rows, counts = np.arange(12.0).reshape(3, 4), np.array([4, 3, 2])
-    assert largest_sum(rows, counts, 0.0) == largest_sum.py_func(rows, counts, 0.0) == 17.0  # type: ignore[attr-defined]
+    assert largest_sum(rows, counts, 0.0) == largest_sum.py_func(rows, counts, 0.0) == 17.0
     assert largest_sum(rows, counts, 18) == 18.0
     assert negated(np.ones(2)).tolist() == [-1.0, -1.0]
 

@@ -19,6 +19,7 @@ import torch
 
 import nanort as nr
 import random_dags
+from failing import WHERE, Broken, double, failing
 from nanort import partition
 from nanort.errors import ExecutionError
 from nanort.partition import Stream
@@ -29,7 +30,6 @@ from random_dags import WORK
 
 H200 = nr.device("h200")
 STREAMS = partition.streams(partition.split(H200, [8, 8, 8, 8]))
-double = nr.op(demand=WORK, name="double", axes="rows")(lambda x: 2 * x)
 
 
 def executor(
@@ -304,39 +304,16 @@ def test_untraced_run_gives_the_same_outputs_and_no_times() -> None:
 # Failures.
 
 
-class Broken(Exception):  # noqa: N818  # what a user may call one
-    pass
-
-
-def fail(x: torch.Tensor) -> torch.Tensor:
-    if x.device.type != "meta" and x[0, 0] < 0:
-        raise Broken("it is negative")
-    return x.clone()
-
-
-def failing() -> tuple[nr.Graph, list[int]]:
-    """a -> bad -> c on g0, g1 and g2; d beside them and e after all."""
-    graph = nr.Graph("failing")
-    x = graph.input("x", (2, 2), torch.float32)
-    a = graph.call(double, x, name="a")
-    bad = graph.call(fail, a, demand=WORK, name="bad")  # the line that errors name
-    c = graph.call(double, bad, name="c")
-    d = graph.call(double, x, name="d")
-    graph.output(e=graph.call(torch.add, c, d, demand=WORK, name="e"))
-    return graph, [0, 1, 2, 3, 0]
-
-
 @pytest.mark.parametrize("spread", [True, False])
 def test_failure_names_the_node_and_its_line_and_the_next_run_works(spread: bool) -> None:
     graph, lane = failing()
     good, bad = torch.ones(2, 2), -torch.ones(2, 2)
-    where = f"tests/test_cpu_executor.py:{failing.__code__.co_firstlineno + 5}"
     with executor(graph, lane if spread else [0] * 5) as run:
         threads = workers()
         for _ in range(3):
-            with pytest.raises(ExecutionError, match=rf"node bad \({where}\) failed: it is negative") as caught:
+            with pytest.raises(ExecutionError, match=rf"node bad \({WHERE}\) failed: it is negative") as caught:
                 run(x=bad)
-            assert (caught.value.node, caught.value.where) == ("bad", where)
+            assert (caught.value.node, caught.value.where) == ("bad", WHERE)
             assert isinstance(caught.value.__cause__, Broken)
             timeline = run.timeline
             times = {e.activity.name: (bool(e.start >= 0), bool(e.end >= 0)) for e in timeline}

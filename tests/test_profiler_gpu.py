@@ -370,6 +370,8 @@ def test_an_interruption_between_two_points_keeps_the_rest_too(tmp_path: Path) -
     with Store(tmp_path / "s", meter.place) as store:
         swept = sweep(asked(meter), store, meter, budget=1e9, progress=progress)
         assert (swept.measured, swept.left) == (3, len(asked(meter)) - 3)
+        swept = sweep(asked(meter), store, meter, budget=1e9, progress=lambda at, _: progress(at + 3, 0))
+        assert (swept.measured, swept.known, swept.left) == (0, 3, len(asked(meter)) - 3), "what is known is not left"
 
 
 def test_operands_that_no_memory_is_left_for_are_refused_by_name() -> None:

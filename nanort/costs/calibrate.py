@@ -7,16 +7,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from nanort.compiled import Floats
 from nanort.costs.neighbours import profile_of
 from nanort.costs.profile import RATE, Profile
 from nanort.costs.roofline import SHARPNESS
 from nanort.costs.samples import Place, Sample
 from nanort.devices import Device
 from nanort.errors import CostError
-
-Floats = NDArray[np.float64]
 
 TELLING = 0.2
 """The share of some call's time that a figure must decide, or nothing tells it and the device's own is kept."""
@@ -52,7 +50,7 @@ class Calibration:
 
     def __str__(self) -> str:
         device = self.device
-        rates = {f"flops[{name}]": f"{name} {rate / 1e12:.3g} TFLOP/s" for name, rate in device.flops.items()}
+        rates = {f"{RATE}{name}": f"{name} {rate / 1e12:.3g} TFLOP/s" for name, rate in device.flops.items()}
         rates["launch_seconds"] = f"a launch {device.launch_seconds * 1e6:.3g} us"
         fitted = ", ".join(text for figure, text in rates.items() if figure not in self.kept)
         return (
@@ -65,7 +63,7 @@ class Calibration:
     @property
     def is_better(self) -> bool:
         """Whether the fitted figures tell more than those before."""
-        return self.error < self.before
+        return bool(self.profile.figures)
 
 
 def calibrate(device: Device, place: Place, samples: Iterable[Sample], *, seed: int = 0) -> Calibration:
@@ -105,12 +103,11 @@ def calibrate(device: Device, place: Place, samples: Iterable[Sample], *, seed: 
         for logs in (fit.logs(others), _modelled(others, points.start, device.hbm_saturation_sms[1])[0])
     )
     told = {name for name, is_free in zip(points.names, free, strict=True) if is_free}
-    figures = ("launch_seconds", *(f"flops[{dtype}]" for dtype in device.flops))
+    figures = ("launch_seconds", *(f"{RATE}{dtype}" for dtype in device.flops))
     fitted = fit.device(device, points.names, f"fitted to {len(seen.logs)} calls measured on {place.gpu}")
-    better = float(errors.mean()) < float(before.mean())
     return Calibration(
         fitted,
-        profile_of(place, found, _figures(fitted) if better else None),
+        profile_of(place, found, _figures(fitted) if errors.mean() < before.mean() else None),
         tuple(name for name in figures if name not in told),
         len(unseen),
         float(errors.mean()),
@@ -159,7 +156,7 @@ class _Points:
             for name, s in zip(named, calls, strict=True)
         ]
         return _Points(
-            ("launch_seconds", "hbm_bandwidth", *(f"flops[{dtype}]" for dtype in dtypes)),
+            ("launch_seconds", "hbm_bandwidth", *(f"{RATE}{dtype}" for dtype in dtypes)),
             np.log(figures),
             np.log([s.seconds for s in calls]),
             np.array([float(s.call.sms) for s in calls]),
@@ -191,7 +188,7 @@ class _Fit:
         """``device`` with these figures."""
         figures = dict(zip(names, np.exp(self.figures).tolist(), strict=True))
         flops = {
-            dtype: 1 / figures[f"flops[{dtype}]"] if f"flops[{dtype}]" in figures else rate
+            dtype: 1 / figures[f"{RATE}{dtype}"] if f"{RATE}{dtype}" in figures else rate
             for dtype, rate in device.flops.items()
         }
         return device.with_(

@@ -212,10 +212,8 @@ class Profile:
         """
         kinds = {"device": str, "sms": int, "machine": str, "versions": dict}
         kinds |= {"columns": list, "measurements": list, "pairs": list, "exchange": list, "figures": dict}
-        found = {"exchange": [], "versions": {}, "figures": {}} | files.read(
-            path, SCHEMA, VERSION
-        )  # version 1 has neither
-        data = files.record(found, str(path), kinds)
+        lacking: dict[str, object] = {"exchange": [], "versions": {}, "figures": {}}  # in older files
+        data = files.record(lacking | files.read(path, SCHEMA, VERSION), str(path), kinds)
         if data["columns"] != [field.name for field in fields(Measurement)]:
             raise FileError(
                 f"{path}: columns are {data['columns']}, not {[field.name for field in fields(Measurement)]}"

@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from nanort.compiled import Ints
 from nanort.errors import CapacityError
 from nanort.programs.program import Copy, Launch, Program, Record, View, Wait
 from nanort.timeline.units import percent
-
-Numbers = npt.NDArray[np.int64]
 
 ALIGNMENT = 256
 """Bytes of which all offsets and both arenas are multiples, as the driver aligns what it allocates."""
@@ -39,11 +38,11 @@ class Lives:
     """
 
     buffers: Sequence[int]
-    sizes: Numbers
-    since: Numbers
-    until: Numbers
+    sizes: Ints
+    since: Ints
+    until: Ints
 
-    def rivals(self) -> list[Numbers]:
+    def rivals(self) -> list[Ints]:
         """For each buffer, itself and those that may be in use while it is: neither is surely over before the other."""
         return [
             np.flatnonzero(~((self.until <= since).all(1) | (until <= self.since).all(1)))
@@ -128,7 +127,7 @@ def plan_memory(program: Program, budget: int | None = None, *, slots: Collectio
     return MemoryPlan(device, host, device_bytes, host_bytes, arenas[0])
 
 
-def _touches(program: Program) -> tuple[Numbers, Numbers]:
+def _touches(program: Program) -> tuple[Ints, Ints]:
     """``since`` and ``until`` of Lives, for every buffer of the program.
 
     By vector clocks: for each stream, how many steps of every stream are over before its next one starts.
@@ -136,7 +135,7 @@ def _touches(program: Program) -> tuple[Numbers, Numbers]:
     lanes = {stream.name: lane for lane, stream in enumerate(program.streams)}
     end = len(program.instructions)
     clocks = np.zeros((len(lanes), len(lanes)), dtype=np.int64)
-    events: dict[int, Numbers] = {}
+    events: dict[int, Ints] = {}
     since = np.full((len(program.buffers), len(lanes)), end, dtype=np.int64)
     until = np.zeros_like(since)
     for step in program.instructions:
@@ -161,7 +160,7 @@ def _touched(step: Launch | Copy) -> list[int]:
     return list({view.buffer for view in views if isinstance(view, View)})
 
 
-def _pack(lives: Lives) -> Numbers:
+def _pack(lives: Lives) -> Ints:
     """Offsets of the buffers by first fit: the lowest arena that a few orders find.
 
     The best of them is then changed: what lay at the top is placed before all others, again and again.
@@ -180,7 +179,7 @@ def _pack(lives: Lives) -> Numbers:
     return best
 
 
-def _first_fit(order: Numbers, sizes: Numbers, rivals: Sequence[Numbers]) -> Numbers:
+def _first_fit(order: Ints, sizes: Ints, rivals: Sequence[Ints]) -> Ints:
     """Offsets of the buffers, each placed in ``order`` at the lowest that its rivals leave free."""
     offsets = np.full(len(sizes), -1, dtype=np.int64)
     for buffer in order:
@@ -194,16 +193,16 @@ def _first_fit(order: Numbers, sizes: Numbers, rivals: Sequence[Numbers]) -> Num
     return offsets
 
 
-def _top(offsets: Numbers, sizes: Numbers) -> int:
+def _top(offsets: Ints, sizes: Ints) -> int:
     return int((offsets + sizes).max(initial=0))
 
 
-def _by_buffer(program: Program, lives: Lives, offsets: Numbers) -> tuple[int | None, ...]:
+def _by_buffer(program: Program, lives: Lives, offsets: Ints) -> tuple[int | None, ...]:
     places = dict(zip(lives.buffers, offsets.tolist(), strict=True))
     return tuple(places.get(buffer.index) for buffer in program.buffers)
 
 
-def heaviest_antichain(order: npt.NDArray[np.bool_], weights: Numbers) -> int:
+def heaviest_antichain(order: npt.NDArray[np.bool_], weights: Ints) -> int:
     """The most that items weigh of which none comes before another, in a strict partial order.
 
     By Dilworth's theorem: all weights less what a maximum flow takes from items to later ones. The flow goes along the

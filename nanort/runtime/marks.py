@@ -7,12 +7,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from nanort.compiled import Floats
 from nanort.driver import Driver
 from nanort.programs.program import Program
-
-Seconds = npt.NDArray[np.float64]
 
 
 @dataclass(slots=True)
@@ -70,8 +68,8 @@ class Marks:
         (began,) = self.began
         return self.driver.happened(began) and self.driver.seconds(began, self.stops[index]) > 0
 
-    def times(self, begun: Sequence[int], ended: Sequence[int]) -> tuple[Seconds, Seconds]:
-        """Seconds from the beginning of the run to each activity's start and end, NaN where there is none."""
+    def times(self, begun: Sequence[int], ended: Sequence[int]) -> tuple[Floats, Floats]:
+        """Floats from the beginning of the run to each activity's start and end, NaN where there is none."""
         start, end = np.full(self.count, np.nan), np.full(self.count, np.nan)
         if self.starts:
             for events, asked, seconds in ((self.starts, begun, start), (self.stops, ended, end)):

@@ -157,13 +157,17 @@ def sweep(
     """
     if not 0 < budget < math.inf:
         raise CostError(f"a budget of {budget!r} seconds: give more than zero")
+
+    def is_known(point: Point) -> bool:
+        calls = [part.call for part in point]
+        return all(store.has(call, *(other for other in calls if other != call)) for call in calls)
+
     began, measured, known, left, refused = clock(), 0, 0, 0, list[str]()
     for at, point in enumerate(asked):
         try:
             if progress is not None:
                 progress(at, len(asked))
-            calls = [part.call for part in point]
-            if all(store.has(call, *(other for other in calls if other != call)) for call in calls):
+            if is_known(point):
                 known += 1
             elif clock() - began >= budget:
                 left += 1
@@ -175,7 +179,8 @@ def sweep(
                 raise
             refused.append(f"{' beside '.join(map(str, point))}: {error}")
         except KeyboardInterrupt:  # what is stored stays
-            left += len(asked) - at
+            known += (there := sum(map(is_known, asked[at:])))
+            left += len(asked) - at - there
             break
     return Swept(measured, known, left, tuple(refused))
 

@@ -19,20 +19,22 @@ CONFIDENCE = 0.95
 Measure = Callable[[Sequence[Schedule]], Sequence[Sequence[float]]]
 """Runs schedules of one graph: for each the seconds of its runs, as many for all; the k-th of each ran side by side."""
 
-_standard: list[Callable[[Graph, int], Measure]] = []
+_standard: list[Callable[[int], Measure]] = []
 
 
-def standard(make: Callable[[Graph, int], Measure]) -> Callable[[Graph, int], Measure]:
-    """Makes ``make(graph, seed)`` what ``measure=True`` asks for: what runs schedules stands above what plans them."""
+def standard(make: Callable[[int], Measure]) -> Callable[[int], Measure]:
+    """Makes ``make(seed)`` what ``measure=True`` asks for: what runs schedules stands above what plans them."""
     _standard[:] = [make]
     return make
 
 
 def measure_of(asked: Measure | bool | None, graph: Graph, seed: int) -> Measure | None:
     """What ``measure=`` asks for."""
-    if isinstance(asked, bool):
-        return _standard[0](graph, seed) if asked else None
-    if asked is not None and not callable(asked):
+    if asked is None or asked is False:
+        return None
+    if asked is True:
+        asked = _standard[0](seed)
+    if not callable(asked):
         raise ScheduleError(f"measure={asked!r} measures nothing: give True, a Stopwatch, or what times schedules")
     if (refuse := getattr(asked, "refuse", None)) is not None:
         refuse(graph)  # before a search, which takes longer

@@ -48,7 +48,7 @@ def main(kind: str) -> None:
 
 def tell(call: object) -> None:
     try:
-        call()  # type: ignore[operator]
+        call()
     except ExecutionError as error:
         print(type(error).__name__, error.node, "|", str(error)[:200].replace("\n", " "), flush=True)
     else:
