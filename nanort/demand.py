@@ -23,6 +23,8 @@ class Demand:
         net_bytes: bytes sent over the network.
         sms: ``(least, most)`` SMs the operator can run on; ``most=None`` is every SM there is.
             ``(0, 0)`` is a transfer that a copy engine carries.
+        tiles: equal parts of the work, each of which one SM does, such as the tiles of a matrix product; so no more SMs
+            are used, and a last round of a few tiles takes as long as a full one. 0 if it can be shared out at will.
         seconds: alone, on its SMs; only set by :meth:`rigid`.
         hbm, h2d, d2h: only set by :meth:`rigid`, shares between 0 and 1.
 
@@ -39,6 +41,7 @@ class Demand:
     d2h_bytes: float = 0.0
     net_bytes: float = 0.0
     sms: tuple[int, int | None] = (1, None)
+    tiles: int = 0
     seconds: float | None = None
     hbm: float = 0.0
     h2d: float = 0.0
@@ -52,6 +55,8 @@ class Demand:
                 raise DemandError(f"{name}={getattr(self, name)!r} is a share of the device's bandwidth: give 0 to 1")
         if self.seconds is not None:
             _finite("seconds", self.seconds)
+        if not isinstance(self.tiles, int) or isinstance(self.tiles, bool) or self.tiles < 0:
+            raise DemandError(f"tiles={self.tiles!r} is no number of tiles: give 1 or more, or 0 for no limit")
         if not (isinstance(self.sms, tuple) and len(self.sms) == 2 and isinstance(self.sms[0], int)):
             raise DemandError(f"sms={self.sms!r} is not a range: give (least, most), or (least, None) for no upper end")
         least, most = self.sms
@@ -79,6 +84,12 @@ class Demand:
         return self.seconds is not None
 
     @property
+    def span(self) -> tuple[int, int | None]:
+        """The fewest and most SMs that it can use: no more than it has tiles."""
+        least, most = self.sms
+        return (least, max(least, min(self.tiles, most or self.tiles))) if self.tiles and least else self.sms
+
+    @property
     def engine(self) -> str:
         """``"h2d"`` or ``"d2h"`` if a copy engine carries it, otherwise ``""``."""
         if self.sms != (0, 0):
@@ -91,7 +102,8 @@ class Demand:
             raise DemandError(
                 "a rigid demand cannot be cut: give the work (flops, hbm_bytes, ...) or a demand function"
             )
-        return replace(self, **{name: getattr(self, name) * fraction for name in WORK})
+        work = {name: getattr(self, name) * fraction for name in WORK}
+        return replace(self, tiles=math.ceil(self.tiles * fraction), **work)
 
 
 def _finite(name: str, figure: object) -> float:

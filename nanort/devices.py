@@ -13,6 +13,9 @@ from nanort.errors import BackendError, DeviceError
 GB, TB, TFLOP = 1e9, 1e12, 1e12
 GIB, MIB = 1 << 30, 1 << 20
 
+MAY_BE_ZERO = ("capability", "net_bandwidth")
+"""Figures of a device that it may not have."""
+
 
 @dataclass(frozen=True, slots=True)
 class Datasheet:
@@ -30,6 +33,7 @@ class Device:
     Attributes:
         name: how it is called, ``"h200"``.
         kind: ``"cuda"`` or ``"cpu"`` (there a core stands for an SM).
+        capability: CUDA's number for what an SM holds and can do, 90 for Hopper; 0 of a CPU.
         sms: streaming multiprocessors.
         sm_granularity, sm_minimum: SMs by which a group grows, and the fewest it can hold.
         flops: FLOP/s by dtype name (``"bfloat16"``), all SMs.
@@ -44,6 +48,7 @@ class Device:
 
     name: str
     kind: str
+    capability: int
     sms: int
     sm_granularity: int
     sm_minimum: int
@@ -61,7 +66,9 @@ class Device:
     source: str
 
     def __post_init__(self) -> None:
-        positive = (f.name for f in fields(self) if f.type in ("int", "float") and f.name != "net_bandwidth")
+        positive = (
+            f.name for f in fields(self) if f.type in ("int", "float") and f.name not in ("capability", "net_bandwidth")
+        )
         for name in positive:
             if not getattr(self, name) > 0:
                 raise DeviceError(f"device {self.name!r}: {name}={getattr(self, name)!r} must be more than zero")
@@ -120,6 +127,7 @@ _ESTIMATE = "estimate: 80 % of the datasheet's FLOP/s and 90 % of its bandwidth,
 
 def _gpu(
     name: str,
+    capability: int,
     sms: int,
     bf16: tuple[float, float],
     tf32: tuple[float, float],
@@ -138,6 +146,7 @@ def _gpu(
     return Device(
         name=name,
         kind="cuda",
+        capability=capability,
         sms=sms,
         sm_granularity=granularity,
         sm_minimum=granularity,
@@ -166,11 +175,11 @@ _H200 = "bf16 and device copy measured on one H200 (769 to 798 TFLOP/s, 4.3 TB/s
 _DATABASE = {
     gpu.name: gpu
     for gpu in (
-        _gpu("a100-80g", 108, (312, 250), (156, 125), (2.039, 1.8), (30, 54), 40, 80, 25, 300, 4, "A100 80GB SXM"),
-        _gpu("h100", 132, (989, 750), (494, 375), (3.35, 3.0), (43, 85), 50, 80, 50, 450, 8, "H100 SXM"),
-        _gpu("h200", 132, (989, 780), (494, 390), (4.8, 4.3), (43, 85), 60, 139, 50, 450, 8, "H200 SXM", _H200),
-        _gpu("b200", 148, (2250, 1800), (1125, 900), (8.0, 7.2), (48, 96), 126, 180, 50, 900, 8, "B200"),
-        _gpu("l40s", 142, (362, 290), (183, 146), (0.864, 0.78), (36, 71), 96, 48, 25, 12, 4, "L40S"),
+        _gpu("a100-80g", 80, 108, (312, 250), (156, 125), (2.039, 1.8), (30, 54), 40, 80, 25, 300, 4, "A100 80GB SXM"),
+        _gpu("h100", 90, 132, (989, 750), (494, 375), (3.35, 3.0), (43, 85), 50, 80, 50, 450, 8, "H100 SXM"),
+        _gpu("h200", 90, 132, (989, 780), (494, 390), (4.8, 4.3), (43, 85), 60, 139, 50, 450, 8, "H200 SXM", _H200),
+        _gpu("b200", 100, 148, (2250, 1800), (1125, 900), (8.0, 7.2), (48, 96), 126, 180, 50, 900, 8, "B200"),
+        _gpu("l40s", 89, 142, (362, 290), (183, 146), (0.864, 0.78), (36, 71), 96, 48, 25, 12, 4, "L40S"),
     )
 }  # fmt: skip  # a table reads better in rows
 
@@ -196,6 +205,7 @@ def _cpu(cores: int) -> Device:
     return Device(
         name="cpu",
         kind="cpu",
+        capability=0,
         sms=cores,
         sm_granularity=1,
         sm_minimum=1,
@@ -229,5 +239,9 @@ def _current_cuda() -> Device:
     except BackendError:  # without green contexts plans are made for a GPU that has them
         grain = 8 if found.major >= 9 else 4
     return known.with_(
-        sms=found.multi_processor_count, memory_bytes=found.total_memory, sm_granularity=grain, sm_minimum=grain
+        capability=10 * found.major + found.minor,
+        sms=found.multi_processor_count,
+        memory_bytes=found.total_memory,
+        sm_granularity=grain,
+        sm_minimum=grain,
     )

@@ -62,7 +62,7 @@ class Node:
     @property
     def span(self) -> tuple[int, int | None]:
         """The fewest and most SMs it may run on, a pin of the user's counted in."""
-        return self.sms or self.demand.sms
+        return self.sms or self.demand.span
 
 
 def identity(argument: Any) -> str:

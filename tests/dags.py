@@ -8,7 +8,20 @@ import torch
 
 import nanort as nr
 
-KINDS = ("compute", "memory", "both", "narrow", "wide", "upload", "download", "zero_copy", "network", "rigid", "launch")
+KINDS = (
+    "compute",
+    "memory",
+    "both",
+    "narrow",
+    "wide",
+    "upload",
+    "download",
+    "zero_copy",
+    "network",
+    "rigid",
+    "launch",
+    "tiled",
+)
 
 
 def demand(kind: str, size: float) -> nr.Demand:
@@ -26,6 +39,7 @@ def demand(kind: str, size: float) -> nr.Demand:
         "network": nr.Demand(net_bytes=net, hbm_bytes=hbm / 10, sms=(8, 16)),
         "rigid": nr.Demand.rigid(seconds=100e-6 * size, sms=(8, 32), hbm=0.4, d2h=0.1),
         "launch": nr.Demand(),
+        "tiled": nr.Demand(flops=flops, hbm_bytes=hbm / 10, tiles=round(60 * size) + 1),
     }[kind]
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from nanort.costs.exchange import Exchange
 from nanort.costs.profile import Measurement, Pair, Profile
 from nanort.costs.roofline import Costs, smooth_max
 from nanort.costs.table import demand_table
-from nanort.errors import CapacityError, CostError, FileError, NewerVersionError, TruncatedFileError
+from nanort.errors import CapacityError, CostError, DemandError, FileError, NewerVersionError, TruncatedFileError
 from nanort.nodes import Node
 from nanort.scheduling.bounds import fewest_sms
 
@@ -54,6 +55,48 @@ def test_the_pessimistic_saturation_point_is_the_default() -> None:
 def test_smooth_maximum_is_at_least_the_larger_and_little_more(a: float, b: float) -> None:
     assert max(a, b) <= smooth_max(a, b) == smooth_max(b, a) <= 1.0906 * max(a, b)
     assert smooth_max(a, 0.0) == a
+
+
+@pytest.mark.parametrize(
+    ("tiles", "sms", "rounds"), [(132, 132, 1), (133, 132, 2), (264, 132, 2), (128, 64, 2), (129, 64, 3), (100, 132, 1)]
+)
+def test_arithmetic_in_tiles_takes_whole_rounds_of_them(tiles: int, sms: int, rounds: int) -> None:
+    """A tile takes what one SM needs for its part of the work, and each SM does one after another."""
+    cost = Costs(H200).solo(node(nr.Demand(flops=7.8e11, tiles=tiles)), sms)
+    assert cost.seconds == pytest.approx(rounds * 132e-3 / tiles + LAUNCH, rel=1e-12)
+
+
+def test_no_more_sms_are_used_than_there_are_tiles() -> None:
+    one = node(nr.Demand(hbm_bytes=4.3e9, tiles=16))
+    assert one.span == (1, 16)
+    assert Costs(H200).solo(one, 132) == Costs(H200).solo(one, 16)
+    assert node(nr.Demand(sms=(8, 64), tiles=16)).span == (8, 16)
+    assert node(nr.Demand(sms=(8, 64), tiles=4)).span == (8, 8), "the least is what was asked for"
+    assert node(nr.Demand(sms=(8, 64), tiles=100)).span == (8, 64)
+    assert node(nr.Demand(h2d_bytes=1, sms=(0, 0), tiles=4)).span == (0, 0)
+    assert node(nr.Demand(tiles=16), sms=(2, 3)).span == (2, 3), "a pin is the user's"
+
+
+def test_a_piece_has_its_part_of_the_tiles() -> None:
+    assert nr.Demand(flops=8, tiles=10).scaled(0.25) == nr.Demand(flops=2, tiles=3)
+
+
+def test_cores_share_any_work_out_at_will() -> None:
+    cpu, asked = nr.device("cpu").with_(sms=4, hbm_saturation_sms=(2, 4)), nr.Demand(flops=1e9)
+    assert Costs(cpu).solo(node(nr.Demand(flops=1e9, tiles=5)), 4) == Costs(cpu).solo(node(asked), 4)
+
+
+@pytest.mark.parametrize("tiles", [-1, 1.5, True])
+def test_tiles_are_counted(tiles: Any) -> None:
+    with pytest.raises(DemandError, match="is no number of tiles"):
+        nr.Demand(tiles=tiles)
+
+
+@given(st.floats(1, 1e13), st.floats(0, 1e11), st.integers(1, 131), st.integers(1, 500))
+def test_more_sms_never_cost_seconds_of_tiles(flops: float, hbm_bytes: float, sms: int, tiles: int) -> None:
+    one, costs = node(nr.Demand(flops=flops, hbm_bytes=hbm_bytes, tiles=tiles)), Costs(H200)
+    assert costs.solo(one, sms + 1).seconds <= costs.solo(one, sms).seconds * (1 + 1e-12)
+    assert fewest_sms(one, costs) <= sms * costs.solo(one, sms).seconds / 132 * (1 + 1e-12)
 
 
 @given(st.floats(0, 1e13), st.floats(0, 1e11), st.integers(1, 131))

@@ -11,12 +11,21 @@ from nanort.demand import Demand
 from nanort.devices import Device
 from nanort.errors import CapacityError, CostError
 from nanort.nodes import Node
+from nanort.operators import Op
 
 SHARPNESS = 8
 """The p of the p-norm that joins compute and memory time: 9 % above the larger where they are equal, soon nothing."""
 
 REFERENCE = "reference"
 """The kernel that every operator has: its torch function."""
+
+CORESIDENT = "coresident"
+"""The kernel that leaves room on its SMs for another: what an operator that has one runs where streams share SMs."""
+
+
+def kernel_beside_others(op: Op) -> str:
+    """The kernel of an operator that runs where streams share SMs."""
+    return CORESIDENT if CORESIDENT in op.kernels else next(iter(op.kernels), REFERENCE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +104,10 @@ class Costs:
         return Cost(seconds, hbm, h2d, d2h, net, kernel)
 
     def _modelled(self, node: Node, sms: int) -> float:
-        """Compute on n of N SMs at n/N of the rate, memory at its full bandwidth from the saturation point on."""
+        """Compute on n of N SMs at n/N of the rate, memory at its full bandwidth from the saturation point on.
+
+        Arithmetic in tiles takes whole rounds of them: 133 tiles on 132 SMs take as long as 264.
+        """
         demand, device = node.demand, self.device
         links = max(_link_seconds(demand, device))
         if links == math.inf:
@@ -106,6 +118,8 @@ class Costs:
         if sms < 1:
             raise CostError(f"{node.where}: {node.name} needs SMs, and it was given {sms}")
         compute = demand.flops / device.rate(node.dtype) * device.sms / sms
+        if demand.tiles and device.kind == "cuda":
+            compute *= rounds(demand.tiles, sms) * sms / demand.tiles
         return device.launch_seconds + max(links, smooth_max(compute, memory / min(1.0, sms / self.saturation)))
 
     def bound_by(self, node: Node) -> str:
@@ -124,6 +138,15 @@ class Costs:
             "launch": device.launch_seconds,
         }
         return max(limits, key=lambda name: limits[name])
+
+
+def rounds(tiles: int, sms: int) -> int:
+    """How many tiles some SM does one after another.
+
+    >>> rounds(132, 132), rounds(133, 132)
+    (1, 2)
+    """
+    return -(-tiles // sms)
 
 
 def smooth_max(a: float, b: float) -> float:

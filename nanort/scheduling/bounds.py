@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from nanort.compiled import Floats, Ints
-from nanort.costs.roofline import Cost, Costs
+from nanort.costs.roofline import Cost, Costs, rounds
 from nanort.graph import Graph
 from nanort.nodes import Node
 from nanort.partition import Group
@@ -193,11 +193,14 @@ def _telling_sms(node: Node, costs: Costs) -> set[int]:
     """SM counts among which the least seconds and the least SM-seconds are.
 
     Seconds fall and SM-seconds rise with the SMs in the cost model, and change one way between measured counts; so the
-    extremes lie at the ends of the node's range and at measured counts.
+    extremes lie at the ends of the node's range and at measured counts. Where arithmetic is done in rounds of tiles,
+    they lie at the fewest SMs that save a round as well.
     """
     least, most = node.span[0], costs.device.sms if node.span[1] is None else min(node.span[1], costs.device.sms)
     measured = costs.profile.measured_sms(node) if costs.profile else set()
-    return {least, most} | {sms for sms in measured if least <= sms <= most}
+    tiles = node.demand.tiles if costs.device.kind == "cuda" and least else 0
+    saving = {-(-tiles // rounds(tiles, sms)) for sms in range(least, most + 1)} if tiles else set()
+    return {least, most} | {sms for sms in measured | saving if least <= sms <= most}
 
 
 def _overrun(
