@@ -6,6 +6,7 @@ import hypothesis
 import pytest
 import torch
 
+os.environ["TRITON_INTERPRET"] = "1"  # kernels run on the CPU; read when one of them is imported
 os.environ["HF_HUB_OFFLINE"] = "1"  # whatever a test loads stands on this machine
 torch.set_num_threads(1)  # sums differ in the last bits between one thread and two
 hypothesis.settings.register_profile("nanort", deadline=None, derandomize=True)  # the same cases on every machine

@@ -476,6 +476,117 @@ def test_kernels_write_where_their_results_belong(monkeypatch: pytest.MonkeyPatc
     assert set(told) == {(64, (240,), torch.uint8)}
 
 
+class Own:
+    """A kernel of contiguous tensors which makes its call once, and counts how often it does, and is run."""
+
+    prepared_calls = 0
+    runs = 0
+
+    def refuses(self, x: torch.Tensor, *, times: int) -> str:
+        assert x.is_meta
+        return "" if x.is_contiguous() else f"takes contiguous tensors, not strides {x.stride()}"
+
+    def scratch_bytes(self, x: torch.Tensor, *, sms: int, times: int) -> int:
+        return sms + times
+
+    def prepared(
+        self, x: torch.Tensor, *, out: torch.Tensor, scratch: torch.Tensor, sms: int, times: int
+    ) -> Callable[[], None]:
+        self.prepared_calls += 1
+        assert scratch.shape == (sms + times,)
+
+        def queue() -> None:
+            self.runs += 1
+            torch.mul(x, times, out=out)
+
+        return queue
+
+
+def with_own_kernel(monkeypatch: pytest.MonkeyPatch, *, part: bool) -> tuple[Own, Schedule]:
+    module, own = types.ModuleType("own_kernels"), Own()
+    module.__dict__["own"] = own
+    monkeypatch.setitem(sys.modules, "own_kernels", module)
+    scaled = nr.op(demand=WORK, axes="whole", kernels={"own": "own_kernels:own"})(scale)
+    graph = nr.Graph("own")
+    x = graph.input("x", (2, 3), torch.float32)
+    graph.output(y=scaled(x[:, 1:] if part else x, times=3))
+    return own, with_kernels(random_dags.schedule(graph, STREAMS, [0] * len(graph.nodes)), "own")
+
+
+@EITHER
+def test_kernel_that_is_a_plan_makes_its_call_once(monkeypatch: pytest.MonkeyPatch, capture: bool) -> None:
+    own, schedule = with_own_kernel(monkeypatch, part=False)
+    given = torch.arange(6.0).view(2, 3)
+    with gpu(FakeDriver(seed=4)) as fake, executor(schedule, {}, capture=capture, strict=True) as run:
+        for _ in range(4):
+            out = run(x=given)
+            fake.settle(0)
+            assert torch.equal(out["y"], 3 * given)
+    assert (own.prepared_calls, own.runs) == (2, 4), "a call for each slot of the outputs"
+
+
+def test_kernel_that_refuses_leaves_the_reference_to_run_and_the_log_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    own, schedule = with_own_kernel(monkeypatch, part=True)
+    given = torch.arange(6.0).view(2, 3)
+    with gpu(FakeDriver()) as fake, executor(schedule, {}) as run:
+        out = run(x=given)
+        fake.settle(0)
+        assert torch.equal(out["y"], 3 * given[:, 1:])
+    assert own.prepared_calls == 0
+    (record,) = caplog.records
+    assert (record.name, record.levelname) == ("nanort", "WARNING")
+    assert record.getMessage() == (
+        "program own: the kernel 'own' of scale takes contiguous tensors, not strides (3, 1): node scale and its like run "
+        "the reference"
+    )
+
+
+def test_strict_makes_a_refusal_an_error_that_names_the_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, schedule = with_own_kernel(monkeypatch, part=True)
+    wanted = r"node scale \(.*test_cuda\.py:\d+\): the kernel 'own' of scale takes contiguous tensors.*strict=False"
+    with gpu(FakeDriver()), pytest.raises(BackendError, match=wanted) as error:
+        executor(schedule, {}, strict=True)
+    assert error.value.node == "scale"
+
+
+def test_kernels_leave_values_of_the_host_to_references(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    module = types.ModuleType("own_kernels")
+    module.__dict__["own"] = None  # never called
+    monkeypatch.setitem(sys.modules, "own_kernels", module)
+    graph = nr.Graph("host")
+    op = nr.op(demand=WORK, name="op", axes="whole", kernels={"own": "own_kernels:own"})(lambda x: x + 1)
+    graph.output(y=op(graph.input("x", (2,), torch.float32, device="host")))
+    schedule = with_kernels(random_dags.schedule(graph, STREAMS, [0]), "own")
+    with gpu(FakeDriver()) as fake, executor(schedule, {}) as run:
+        out = run(x=torch.zeros(2))
+        fake.settle(0)
+        assert torch.equal(out["y"], torch.ones(2))
+    assert "takes no values of the host" in caplog.text
+
+
+def test_without_triton_references_run(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    graph = nr.Graph("bare")
+    op = nr.op(demand=WORK, name="op", kernels={"triton": "a_kernel_of_triton:f"})(lambda x: x + 1)
+    graph.output(y=op(graph.input("x", (2,), torch.float32)))
+    schedule = with_kernels(random_dags.schedule(graph, STREAMS, [0]), "triton")
+
+    def missing(name: str) -> None:
+        raise ModuleNotFoundError("No module named 'triton'", name="triton")
+
+    monkeypatch.setattr(kernels, "import_module", missing)
+    with gpu(FakeDriver()) as fake, executor(schedule, {}) as run:
+        out = run(x=torch.zeros(2))
+        fake.settle(0)
+        assert torch.equal(out["y"], torch.ones(2))
+    assert "needs triton, which is not installed: pip install 'nanort[cuda]'" in caplog.text
+    with gpu(FakeDriver()), pytest.raises(BackendError, match="needs triton"):
+        executor(schedule, {}, strict=True)
+
+
 def scale(x: torch.Tensor, *, times: int) -> torch.Tensor:
     return times * x
 

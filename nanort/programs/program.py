@@ -53,6 +53,10 @@ class View:
         """This part of the tensor that the buffer is; they share memory."""
         return tensor.as_strided(self.shape, self.strides, self.offset + tensor.storage_offset())
 
+    def meta(self, dtype: torch.dtype) -> torch.Tensor:
+        """A tensor of its shape and strides without memory."""
+        return torch.empty_strided(self.shape, self.strides, dtype=dtype, device="meta")
+
     def is_whole(self, buffer: Buffer) -> bool:
         """Whether it shows the whole buffer as it is."""
         return self.shape == buffer.shape and self.offset == 0 and self.strides == contiguous(buffer.shape)

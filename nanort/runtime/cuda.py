@@ -24,6 +24,7 @@ from nanort.errors import BackendError, CapacityError, DriverError, ExecutionErr
 from nanort.programs.program import Program
 from nanort.runtime import faults
 from nanort.runtime.buffers import SLOTS, bound_on, buffers, is_read_by_host, pageable
+from nanort.runtime.kernels import supported
 from nanort.runtime.marks import Marks, Run
 from nanort.runtime.partitions import partitions
 from nanort.runtime.queues import Queue, handles, joining, queue, work
@@ -46,6 +47,7 @@ class CudaBackend:
         timeout: seconds in which some activity has to end; with it the host waits for the end of every run.
         budget: bytes of the device that it may take, besides constants and states, and what references and libraries
             allocate on the way.
+        strict: whether a kernel that does not take its arguments is an error; otherwise its reference runs.
 
     Raises:
         BackendError: the program was planned for another GPU, or cannot run on any.
@@ -64,12 +66,14 @@ class CudaBackend:
         capture: bool = False,
         timeout: float | None = None,
         budget: int | None = None,
+        strict: bool = False,
     ) -> None:
         if timeout is not None and not timeout > 0:
             raise BackendError(f"timeout={timeout!r}: give more than zero seconds, or None to wait for ever")
         if budget is not None and not budget > 0:
             raise CapacityError(f"budget={budget!r}: give bytes of the device, more than none, or None for no limit")
         faults.refuse_poisoned(driver)
+        program = supported(program, strict=strict)
         self.program, self.driver, self.timeout = program, driver, timeout
         self.device = torch.device(driver.device)
         lent = partitions(driver, program.device)

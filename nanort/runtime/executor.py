@@ -65,6 +65,8 @@ class Executor:
         timeout: of cuda: seconds in which some node has to end, or else HangError names those that have not.
         budget: of cuda: bytes of the device that it may take, besides constants and states, and what references and
             libraries allocate on the way.
+        strict: of cuda: whether it is an error where a kernel does not take the shapes, dtypes or strides of a node.
+            Otherwise the node runs its reference, and the log ("nanort") has a line about it.
 
     A run that fails raises ExecutionError with the node's name and the line that made it, leaves ``timeline`` as far as
     it came, and the executor can run again. After a fault of the GPU itself nothing can run on it in this process any
@@ -72,7 +74,8 @@ class Executor:
 
     Raises:
         InputError: constants or states are missing, unknown, or of a wrong shape, dtype or device.
-        BackendError: there is no such backend, or no GPU, or the schedule is for another one: plan again.
+        BackendError: there is no such backend, or no GPU, or the schedule is for another one: plan again. Or a kernel
+            cannot be imported, or does not take its arguments and ``strict`` says that it must.
         CapacityError: the budget is too small; it says which would do.
         DeviceMemoryError: there is not enough memory.
     """
@@ -88,6 +91,7 @@ class Executor:
         capture: bool = False,
         timeout: float | None = None,
         budget: int | None = None,
+        strict: bool = False,
     ) -> None:
         self.program = schedule if isinstance(schedule, Program) else lower(schedule)
         self._closed = False
@@ -100,7 +104,7 @@ class Executor:
             try:
                 self._backend = CudaBackend(
                     self.program, self._bound(where, constants, states), driver=driver.current(), trace=trace,
-                    capture=capture, timeout=timeout, budget=budget,
+                    capture=capture, timeout=timeout, budget=budget, strict=strict,
                 )  # fmt: skip  # what is said by its name
                 return
             except BackendError as error:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -11,11 +13,15 @@ import torch
 
 from nanort.costs.roofline import REFERENCE
 from nanort.errors import BackendError
-from nanort.operators import meta
 from nanort.programs.program import Copy, Launch, Program, View
 
 CHUNK_BYTES = 32 << 20
 """What a copy moves at once: between two chunks, copies of other streams get their turn on the engine."""
+
+OPTIONAL = ("triton",)
+"""Packages of extras, without which kernels are what falls away."""
+
+LOG = logging.getLogger("nanort")
 
 Call = Callable[[], object]
 Tensors = Mapping[int, torch.Tensor]
@@ -28,7 +34,8 @@ def launch(
 
     A reference returns fresh tensors, which are copied to where its results belong. Another kernel of the operator,
     ``"module:function"``, is called ``function(*args, out=, scratch=, sms=, **static)`` and writes there itself; its
-    ``out`` is one tensor, a tuple of several, or None.
+    ``out`` is one tensor, a tuple of several, or None. One with ``prepared`` is asked for its call once, with the same
+    arguments.
 
     Args:
         program: which the step is of.
@@ -45,7 +52,9 @@ def launch(
     outs = tuple(view.of(tensors[view.buffer]) for view in step.outs)
     if step.kernel != REFERENCE:
         out = outs[0] if len(outs) == 1 else outs or None
-        return partial(_function(step), *args, out=out, scratch=scratch, sms=step.sms, **step.static)
+        function = _function(step)
+        given = {"out": out, "scratch": scratch, "sms": step.sms, **step.static}
+        return function.prepared(*args, **given) if hasattr(function, "prepared") else partial(function, *args, **given)
     hosts = [k for k, view in enumerate(step.args) if isinstance(view, View) and _on_host(program, view)]
     if changed := [k for k in hosts if k in step.op.writes]:
         name = program.buffers[step.args[changed[0]].buffer].name
@@ -67,15 +76,59 @@ def pieces(step: Copy, tensors: Tensors) -> Iterator[tuple[torch.Tensor, torch.T
     yield from _contiguous(target.of(tensors[target.buffer]), source.of(tensors[source.buffer]))
 
 
+def supported(program: Program, *, strict: bool = False) -> Program:
+    """The program with the reference in place of each kernel that does not take its arguments, which the log is told.
+
+    Raises:
+        BackendError: there is no such kernel; or it does not take its arguments, and ``strict`` says that it must.
+    """
+    told, instructions = set[str](), list(program.instructions)
+    for at, step in enumerate(instructions):
+        if not isinstance(step, Launch) or not (reason := refusal(program, step)):
+            continue
+        said = f"the kernel {step.kernel!r} of {step.op.name} {reason}"
+        if strict:
+            raise BackendError(
+                f"node {step.name} ({step.where}): {said}: change them, or let its reference run with strict=False",
+                node=step.name,
+                where=step.where,
+            )
+        if said not in told:
+            told.add(said)
+            LOG.warning("program %s: %s: node %s and its like run the reference", program.name, said, step.name)
+        instructions[at] = replace(step, kernel=REFERENCE)
+    return replace(program, instructions=tuple(instructions)) if told else program
+
+
+def refusal(program: Program, step: Launch) -> str:
+    """Why the kernel of a launch does not take its arguments; "" if it does.
+
+    A kernel may have ``refuses``, called like the reference on meta tensors, which says so.
+
+    Raises:
+        BackendError: there is no such kernel.
+    """
+    if step.kernel == REFERENCE:
+        return ""
+    if (absent := _absent(step)) is not None:
+        return f"needs {absent}, which is not installed: pip install 'nanort[cuda]'"
+    if any(isinstance(argument, View) and _on_host(program, argument) for argument in step.args):
+        return "takes no values of the host"
+    rule: Callable[..., str] | None = getattr(_function(step), "refuses", None)
+    return "" if rule is None else rule(*_metas(program, step), **step.static)
+
+
 def scratch_bytes(program: Program, step: Launch) -> int:
-    """Bytes of scratch that the kernel of a launch asks for; a reference asks for none."""
+    """Bytes of scratch that the kernel of a launch asks for, by a rule of its own or its operator's."""
     if step.kernel == REFERENCE:
         return 0
+    rule: Callable[..., int] | None = getattr(_function(step), "scratch_bytes", None)
+    if rule is not None:
+        return rule(*_metas(program, step), sms=step.sms, **step.static)
     if isinstance(step.op.scratch, int):
         return step.op.scratch
-    args = [_meta(program, argument) if isinstance(argument, View) else argument for argument in step.args]
-    outs = tuple(_meta(program, view) for view in step.outs)
-    return step.op.scratch(*args, out=outs[0] if len(outs) == 1 else outs, **step.static)
+    outs = tuple(view.meta(program.buffers[view.buffer].dtype) for view in step.outs)
+    return step.op.scratch(*_metas(program, step), out=outs[0] if len(outs) == 1 else outs, **step.static)
 
 
 def _contiguous(target: torch.Tensor, source: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -104,12 +157,24 @@ def _brought(reference: Callable[..., Any], hosts: frozenset[int], device: torch
     return reference(*(a.to(device, non_blocking=True) if k in hosts else a for k, a in enumerate(args)))
 
 
-def _function(step: Launch) -> Callable[..., object]:
+def _absent(step: Launch) -> str | None:
+    """The optional package without which the kernel of a launch cannot be imported, if it is not there."""
+    try:
+        _function(step)
+    except BackendError as error:
+        missing = error.__cause__
+        if isinstance(missing, ModuleNotFoundError) and missing.name in OPTIONAL:
+            return missing.name
+        raise
+    return None
+
+
+def _function(step: Launch) -> Callable[..., Any]:
     """The kernel of that name, which its module defines."""
     path = step.op.kernels.get(step.kernel, "")
     module, _, name = path.partition(":")
     try:
-        found: Callable[..., object] = getattr(import_module(module), name)
+        found: Callable[..., Any] = getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise BackendError(
             f"node {step.name} ({step.where}) asks for the kernel {step.kernel!r} of {step.op.name}, {path!r}, which "
@@ -124,5 +189,6 @@ def _on_host(program: Program, view: View) -> bool:
     return program.buffers[view.buffer].device == "host"
 
 
-def _meta(program: Program, view: View) -> torch.Tensor:
-    return meta(view.shape, program.buffers[view.buffer].dtype)
+def _metas(program: Program, step: Launch) -> list[Any]:
+    """The arguments of a launch, tensors without memory in place of views."""
+    return [a.meta(program.buffers[a.buffer].dtype) if isinstance(a, View) else a for a in step.args]

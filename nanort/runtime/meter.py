@@ -13,10 +13,10 @@ import torch
 from nanort.costs.samples import Place, Sample
 from nanort.devices import Device
 from nanort.driver import Driver
-from nanort.errors import REFUSALS, BackendError, DeviceMemoryError, DriverError, ExecutionError, NanortError
+from nanort.errors import REFUSALS, BackendError, CostError, DeviceMemoryError, DriverError, ExecutionError, NanortError
 from nanort.partition import Group, Stream, split, whole
 from nanort.runtime.faults import failure
-from nanort.runtime.kernels import Call, launch, scratch_bytes
+from nanort.runtime.kernels import Call, launch, refusal, scratch_bytes
 from nanort.runtime.partitions import partitions
 from nanort.runtime.sweeps import Part, Point
 
@@ -134,6 +134,8 @@ class GpuMeter:
         """The launch on each of as many copies of its tensors as together exceed L2, memory allowing."""
         step = replace(part.launch, kernel=part.kernel, sms=part.sms)
         program, allocate = part.operands.program, self._driver.allocate
+        if reason := refusal(program, step):
+            raise CostError(f"the kernel {step.kernel!r} of {step.op.name} {reason}")
         nbytes = scratch_bytes(program, step)
         scratch = allocate(nbytes) if nbytes else None
         sets = [part.operands.tensors(step, allocate)]

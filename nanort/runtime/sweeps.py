@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from time import monotonic
 from typing import Protocol, TypeVar
 
-from nanort.costs.roofline import REFERENCE, Costs
+from nanort.costs.roofline import REFERENCE, Costs, kernel_beside_others
 from nanort.costs.samples import Call, Place, Sample
 from nanort.costs.store import Store
 from nanort.devices import Device
@@ -103,12 +103,17 @@ def _side_by_side(longest: Sequence[Part], meter: Meter, costs: Costs) -> list[P
     sizes = [n for n in meter.counts if n % grain == 0 and n < device.partitionable_sms]
     splits = [(n, device.partitionable_sms - n) for n in sizes[:: math.ceil(len(sizes) / SPLITS) or 1]]
     return [
-        (replace(one, sms=ours), replace(other, sms=theirs))
+        (_at(one, ours, device), _at(other, theirs, device))
         for ours, theirs in ((device.sms, device.sms), *scattered(splits))
         for one in busy
         for other in idle
         if _fits(one, ours) and _fits(other, theirs)
     ]
+
+
+def _at(part: Part, sms: int, device: Device) -> Part:
+    """On so many SMs; on all of them, which it shares, by the kernel that is made for that."""
+    return replace(part, sms=sms, kernel=kernel_beside_others(part.node.op) if sms == device.sms else part.kernel)
 
 
 def scattered(items: Sequence[Item]) -> list[Item]:
