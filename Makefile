@@ -71,6 +71,6 @@ clean:  ## remove everything that these targets made
 	@touch $@
 
 .venv/.dev: .venv/.demo
-	@echo "installing what tests and checks need: about 140 MB"
+	@echo "installing what tests and checks need: about 430 MB"
 	@$(INSTALL) --editable '.[demo,fast,exact,dev]'
 	@touch $@

@@ -1,6 +1,7 @@
 """nanort schedules the inside of one GPU: operators with stated demands overlap on SM partitions and copy engines."""
 
 from nanort.costs.profile import Profile
+from nanort.costs.supposed import supposed_pairs
 from nanort.costs.table import demand_table
 from nanort.demand import Demand
 from nanort.devices import Device, device
@@ -61,4 +62,5 @@ __all__ = [
     "profile",
     "replan",
     "solve",
+    "supposed_pairs",
 ]

@@ -31,9 +31,12 @@ class Op:
         reference: a plain torch function: the meaning, the shape rule (on meta tensors), the CPU path and the oracle.
         demand: ``demand(*args, out, **static)`` on meta tensors, or a constant Demand that scales by rows.
         kernels: other implementations by name, ``"module:function"``, called
-            ``fn(*args, out=, scratch=, sms=, **static)``.
+            ``fn(*args, out=, scratch=, sms=, **static)``; plans for a GPU take the first unless another was measured to
+            be faster, and ``"coresident"`` where streams share SMs. One may carry ``refuses(*args, **static)``, which
+            says on meta tensors why it does not take them, ``scratch_bytes(*args, sms=, **static)``, and ``prepared``,
+            called like itself for a call without arguments. See :class:`nanort.kernels.kernel.Kernel`.
         writes: positions of the arguments that it changes in place.
-        scratch: bytes of scratch that a kernel needs, or a rule called like ``demand``.
+        scratch: bytes of scratch that a kernel without ``scratch_bytes`` needs, or a rule called like ``demand``.
         shape: the shape rule, where the reference reads values; called like the reference, on meta tensors.
         to: for a transfer, where its output lives: ``"device"`` or ``"host"``.
         axes: how the batch flows: ``"infer"`` it from the reference, along ``"rows"`` (dimension 0 of what is cut),

@@ -364,11 +364,12 @@ def test_a_profile_that_is_cut_short_is_refused(saved: Path) -> None:
     ("key", "value", "error", "says"),
     [
         ("schema", "nanort.schedule", TruncatedFileError, "no nanort.profile file"),
-        ("version", 3, NewerVersionError, "reads up to 2: update nanort"),
+        ("version", 4, NewerVersionError, "reads up to 3: update nanort"),
         ("version", "1", FileError, "version is '1'"),
         ("sms", 1.5, FileError, "sms is 1.5, not of type int"),
         ("sms", True, FileError, "sms is True, not of type int"),
         ("unknown", 1, FileError, "has the fields"),
+        ("about", {"by": 1}, FileError, "by is 1, not of type str"),
         ("machine", None, FileError, "machine is None, not of type str"),
         ("columns", ["seconds"], FileError, "columns are"),
         ("measurements", [[1, 2]], FileError, "measurement 0 is"),

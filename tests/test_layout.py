@@ -18,7 +18,7 @@ VOCABULARY = [
     "edges", "inference", "nodes", "eager", "graph", "batchflow", "nanobatch",
 ]  # fmt: skip
 STAGES = ["timeline", "costs", "simulation", "scheduling", "programs", "runtime"]
-ABOVE = ["kernels", "ops", "graphs", "serving", "compare", "doctor", "demo", "options", "cli", "__main__"]
+ABOVE = ["kernels", "ops", "graphs", "serving", "compare", "doctor", "demo", "occupancy", "options", "cli", "__main__"]
 FACADE = "nanort"
 ROOMS = [*(f"nanort.{name}" for name in VOCABULARY + STAGES), FACADE, *(f"nanort.{name}" for name in ABOVE)]
 """Every room of the house: a module imports from its own and from those before it."""

@@ -140,7 +140,7 @@ def test_decode_alone_is_not_cut_since_that_reads_all_weights_twice() -> None:
 
 
 def test_nodes_measured_to_run_well_together_share_the_device() -> None:
-    others = ("rope", "silu_mul", "add_rms_norm", "kv_append", "prefill_attention", "rms_norm")
+    others = ("rope_kv_append", "silu_mul", "add_rms_norm", "prefill_attention", "rms_norm")
     pairs = [Pair("linear", "decode_attention", 1.1, 1.0)] + [Pair("decode_attention", o, 1.0, 1.5) for o in others]
     schedule = planned(mixed_step(), H200, profile=Profile("h200", 132, "a test", [], pairs))
     assert schedule.mechanism == "co-resident"
@@ -419,7 +419,7 @@ def test_a_schedule_that_is_cut_short_is_refused(plan: Schedule, tmp_path: Path)
 @pytest.mark.parametrize(
     ("key", "value", "error", "says"),
     [
-        ("version", 2, NewerVersionError, "update nanort"),
+        ("version", 3, NewerVersionError, "update nanort"),
         ("unknown", 1, FileError, "has the fields"),
         ("seed", "0", FileError, "seed is '0'"),
         ("split", {"sizes": "2", "per_op": {}}, FileError, "sizes is '2'"),

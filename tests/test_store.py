@@ -38,7 +38,14 @@ def test_what_was_added_is_read_bit_for_bit_by_the_next_who_opens_it(path: Path)
 
 @pytest.mark.parametrize(
     "change",
-    [{"kernel": "triton"}, {"shapes": ((8, 4), (2, 4))}, {"dtype": "float16"}, {"flops": 129.0}, {"hbm_bytes": 1.0}],
+    [
+        {"kernel": "triton"},
+        {"shapes": ((8, 4), (2, 4))},
+        {"dtype": "float16"},
+        {"flops": 129.0},
+        {"hbm_bytes": 1.0},
+        {"tiles": 7},
+    ],
 )
 def test_every_part_of_a_call_tells_it_from_others(change: dict[str, object], path: Path) -> None:
     with Store(path, PLACE) as store:
@@ -135,10 +142,23 @@ def sql(path: Path, statement: str, *values: object) -> None:
     connection.close()
 
 
+def test_a_store_of_the_first_version_knew_no_tiles(path: Path) -> None:
+    """Its measurements are kept; a call whose tiles are known now is measured again, in place of the old one."""
+    with Store(path, PLACE) as store:
+        store.add(SAMPLE)
+    sql(path, "ALTER TABLE calls DROP COLUMN tiles")
+    sql(path, "PRAGMA user_version = 1")
+    tiled = CALL._replace(tiles=5)
+    with Store(path, PLACE) as store:
+        assert (store.samples(), store.has(CALL), store.has(tiled)) == ((SAMPLE,), True, False)
+        store.add(Sample(tiled, 1.0, 1.0, 1.0, 1))
+        assert [sample.call for sample in store.samples()] == [tiled]
+
+
 def test_a_store_of_a_newer_version_is_refused(path: Path) -> None:
     Store(path, PLACE).close()
     sql(path, "PRAGMA user_version = 1000")
-    with pytest.raises(NewerVersionError, match=r"store\.sqlite has version 1000, this nanort reads up to 1: update"):
+    with pytest.raises(NewerVersionError, match=r"store\.sqlite has version 1000, this nanort reads up to 2: update"):
         Store(path, PLACE)
 
 

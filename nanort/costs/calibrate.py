@@ -11,7 +11,7 @@ import numpy as np
 from nanort.compiled import Floats
 from nanort.costs.neighbours import profile_of
 from nanort.costs.profile import RATE, Profile
-from nanort.costs.roofline import SHARPNESS
+from nanort.costs.roofline import SHARPNESS, unevenness
 from nanort.costs.samples import Place, Sample
 from nanort.devices import Device
 from nanort.errors import CostError
@@ -130,7 +130,8 @@ def _figures(device: Device) -> dict[str, float]:
 class _Points:
     """Calls as arrays, and the figures that are fitted to them: seconds of a launch, of a byte, of a FLOP by dtype.
 
-    ``start`` has the logs of the device's own figures, ``flops`` [calls, dtypes] the FLOPs times N / n.
+    ``start`` has the logs of the device's own figures, ``flops`` [calls, dtypes] the FLOPs times N / n, more by what a
+    last round of tiles adds.
     """
 
     names: tuple[str, ...]
@@ -151,9 +152,10 @@ class _Points:
         named = [s.call.dtype if s.call.dtype in device.flops else "float32" for s in calls]
         dtypes = sorted({name for name, s in zip(named, calls, strict=True) if s.call.flops})
         figures = (device.launch_seconds, 1 / device.hbm_bandwidth, *(1 / device.flops[dtype] for dtype in dtypes))
+        uneven = [unevenness(s.call.tiles, s.call.sms) if device.kind == "cuda" else 1.0 for s in calls]
         flops = [
-            [s.call.flops * device.sms / s.call.sms * (name == dtype) for dtype in dtypes]
-            for name, s in zip(named, calls, strict=True)
+            [s.call.flops * device.sms / s.call.sms * longer * (name == dtype) for dtype in dtypes]
+            for name, s, longer in zip(named, calls, uneven, strict=True)
         ]
         return _Points(
             ("launch_seconds", "hbm_bandwidth", *(f"{RATE}{dtype}" for dtype in dtypes)),

@@ -38,13 +38,21 @@ def profile_of(place: Place, samples: Iterable[Sample], figures: Mapping[str, fl
 
 
 def _pairs(sms: int, beside: Iterable[Sample], alone: dict[Call, float]) -> list[Pair]:
-    """Slowdowns of operators that held all SMs together: the median of their calls."""
+    """Slowdowns of operators that held all SMs together: the median of their calls.
+
+    Each is of the fastest kernel alone, whichever ran beside the other: plans know what a node takes at its best.
+    """
+    best = dict[Call, float]()
+    for call, seconds in alone.items():
+        one = call._replace(kernel="")
+        best[one] = min(seconds, best.get(one, seconds))
     slowdowns = defaultdict[tuple[str, str], list[float]](list)
     for sample in beside:
         assert sample.beside is not None
-        if sample.call.sms + sample.beside.sms > sms and sample.call in alone:
+        whole = best.get(sample.call._replace(kernel=""))
+        if sample.call.sms + sample.beside.sms > sms and whole is not None:
             names = sample.call.name, sample.beside.name
-            slowdowns[names].append(max(1.0, sample.seconds / alone[sample.call]))
+            slowdowns[names].append(max(1.0, sample.seconds / whole))
     return [
         Pair(one, other, median(found), median(slowdowns[other, one]))
         for (one, other), found in list(slowdowns.items())

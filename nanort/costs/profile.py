@@ -15,9 +15,10 @@ from nanort.costs.provenance import Versions, here, versions
 from nanort.devices import Device, device
 from nanort.errors import CostError, DeviceError, FileError
 from nanort.nodes import Node, identity
+from nanort.timeline.units import counted
 from nanort.values import Value
 
-SCHEMA, VERSION = "nanort.profile", 2
+SCHEMA, VERSION = "nanort.profile", 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +87,7 @@ class Profile:
         exchange: by operator, (share, performance) points: what it performs on a share (0 to 1) of the SMs while others
             hold the rest, of what it performs alone on all of them. See :class:`Exchange`. Such an operator takes its
             seconds on the whole device, measured, modelled or rigid, divided by its performance.
+        about: what a reader wants to know besides: who measured, when, how far off the fitted figures are.
 
     Raises:
         CostError: something was measured twice, or an exchange cannot have been measured.
@@ -101,7 +103,9 @@ class Profile:
         exchange: Mapping[str, Iterable[tuple[float, float]]] | None = None,
         versions: Versions = (),
         figures: Mapping[str, float] | None = None,
+        about: Mapping[str, str] | None = None,
     ) -> None:
+        self.about = dict(about or {})
         self.device = device
         self.sms = sms
         self.machine = machine
@@ -124,6 +128,13 @@ class Profile:
                 )
         if len({frozenset(pair) for pair in self.slowdowns}) < len(self.pairs):
             raise CostError("a pair of operators was measured twice: keep one measurement of each")
+
+    def __str__(self) -> str:
+        """In a line, for those who read a plan that rests on it."""
+        what = counted(len(self.measurements), "measurement") + (
+            f", {counted(len(self.pairs), 'pair')}" if self.pairs else ""
+        )
+        return "; ".join([f"{self.machine}, {what}", *(f"{key} {told}" for key, told in self.about.items())])
 
     def __repr__(self) -> str:
         counts = f"{len(self.measurements)} measurements, {len(self.pairs)} pairs, {len(self.exchange)} exchanges"
@@ -172,6 +183,13 @@ class Profile:
             changes["hbm_saturation_sms"] = (round(self.figures["hbm_saturation_sms"]),) * 2
         return device.with_(**changes, flops={**device.flops, **rates}) if self.figures else device
 
+    def with_pairs(self, pairs: Iterable[Pair]) -> Profile:
+        """The same with other slowdowns of co-resident operators."""
+        return Profile(
+            self.device, self.sms, self.machine, self.measurements, pairs,
+            {name: curve.points for name, curve in self.exchange.items()}, self.versions, self.figures, self.about,
+        )  # fmt: skip  # its arguments in order
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a JSON file, a measurement a line."""
         files.write(
@@ -183,6 +201,7 @@ class Profile:
                 "sms": self.sms,
                 "machine": self.machine,
                 "versions": dict(self.versions),
+                "about": self.about,
                 "figures": self.figures,
                 "columns": [field.name for field in fields(Measurement)],
                 "measurements": [astuple(measurement) for measurement in self.measurements],
@@ -212,7 +231,8 @@ class Profile:
         """
         kinds = {"device": str, "sms": int, "machine": str, "versions": dict}
         kinds |= {"columns": list, "measurements": list, "pairs": list, "exchange": list, "figures": dict}
-        lacking: dict[str, object] = {"exchange": [], "versions": {}, "figures": {}}  # in older files
+        kinds |= {"about": dict}
+        lacking: dict[str, object] = {"exchange": [], "versions": {}, "figures": {}, "about": {}}  # in older files
         data = files.record(lacking | files.read(path, SCHEMA, VERSION), str(path), kinds)
         if data["columns"] != [field.name for field in fields(Measurement)]:
             raise FileError(
@@ -240,12 +260,13 @@ class Profile:
                 raise FileError(f"{where}: {operator!r} has one already: keep one of the two")
             exchange[operator] = [tuple(files.row(point, where, (float, float))) for point in points]
         made_with = files.record(data["versions"], f"{path}: versions", dict.fromkeys(data["versions"], str))
+        about = files.record(data["about"], f"{path}: about", dict.fromkeys(data["about"], str))
         figures = files.record(data["figures"], f"{path}: figures", dict.fromkeys(data["figures"], float))
         if not all(figure > 0 for figure in figures.values()):
             raise FileError(f"{path}: figures are {figures}: each must be more than zero")
         profile = Profile(
             data["device"], data["sms"], data["machine"], measurements, pairs, exchange, tuple(made_with.items()),
-            figures,
+            figures, about,
         )  # fmt: skip  # its arguments in order
         if not stale and profile.stale:
             raise CostError(f"{path} is stale: {profile.stale}: measure again, or take it as it is with stale=True")

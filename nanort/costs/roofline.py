@@ -118,8 +118,8 @@ class Costs:
         if sms < 1:
             raise CostError(f"{node.where}: {node.name} needs SMs, and it was given {sms}")
         compute = demand.flops / device.rate(node.dtype) * device.sms / sms
-        if demand.tiles and device.kind == "cuda":
-            compute *= rounds(demand.tiles, sms) * sms / demand.tiles
+        if device.kind == "cuda":
+            compute *= unevenness(demand.tiles, sms)
         return device.launch_seconds + max(links, smooth_max(compute, memory / min(1.0, sms / self.saturation)))
 
     def bound_by(self, node: Node) -> str:
@@ -147,6 +147,15 @@ def rounds(tiles: int, sms: int) -> int:
     (1, 2)
     """
     return -(-tiles // sms)
+
+
+def unevenness(tiles: int, sms: int) -> float:
+    """How many times longer arithmetic in so many tiles takes than if it could be shared out at will.
+
+    >>> unevenness(132, 132), unevenness(132, 88), unevenness(0, 88)
+    (1.0, 1.3333333333333333, 1.0)
+    """
+    return rounds(tiles, sms) * sms / tiles if tiles else 1.0
 
 
 def smooth_max(a: float, b: float) -> float:

@@ -50,12 +50,13 @@ class Call(NamedTuple):
     flops: float
     hbm_bytes: float
     sms: int
+    tiles: int = 0
 
     @staticmethod
     def of(node: Node, kernel: str, sms: int) -> Call:
         """That of a node of some graph; equal calls of all graphs are one."""
         operator, shapes, dtype, flops, hbm_bytes = call(node)
-        return Call(operator, kernel, shapes, dtype, flops, hbm_bytes, sms)
+        return Call(operator, kernel, shapes, dtype, flops, hbm_bytes, sms, node.demand.tiles)
 
     @property
     def name(self) -> str:
@@ -103,4 +104,4 @@ class Sample:
     @property
     def measurement(self) -> Measurement:
         """As profiles have it."""
-        return Measurement(*self.call, self.seconds)
+        return Measurement(*self.call[:-1], self.seconds)

@@ -13,7 +13,7 @@ from nanort.costs import files
 from nanort.costs.samples import Call, Place, Sample
 from nanort.errors import FileError, NewerVersionError, TruncatedFileError
 
-VERSION = 1
+VERSION = 2
 APPLICATION = 1851878511
 """What SQLite calls an application id, in the head of every such file: "nano"."""
 
@@ -23,15 +23,18 @@ _SCHEMA = (
         versions TEXT NOT NULL, UNIQUE (device, sms, gpu, driver, versions))""",
     """CREATE TABLE calls (
         id INTEGER PRIMARY KEY, operator TEXT NOT NULL, kernel TEXT NOT NULL, shapes TEXT NOT NULL, dtype TEXT NOT NULL,
-        flops REAL NOT NULL, hbm_bytes REAL NOT NULL, sms INTEGER NOT NULL,
+        flops REAL NOT NULL, hbm_bytes REAL NOT NULL, sms INTEGER NOT NULL, tiles INTEGER NOT NULL DEFAULT 0,
         UNIQUE (operator, kernel, shapes, dtype, flops, hbm_bytes, sms))""",
     """CREATE TABLE samples (
         place INTEGER NOT NULL REFERENCES places, call INTEGER NOT NULL REFERENCES calls, beside INTEGER NOT NULL,
         seconds REAL NOT NULL, low REAL NOT NULL, high REAL NOT NULL, runs INTEGER NOT NULL, clocks TEXT NOT NULL,
         PRIMARY KEY (place, call, beside))""",
     "PRAGMA application_id = 1851878511",
-    "PRAGMA user_version = 1",
+    "PRAGMA user_version = 2",
 )
+_UPDATES = {1: ("ALTER TABLE calls ADD COLUMN tiles INTEGER NOT NULL DEFAULT 0", "PRAGMA user_version = 2")}
+"""By version, what makes the next one of it."""
+
 _ALONE = 0
 """What ``samples.beside`` holds where nothing ran beside; ids begin at 1."""
 
@@ -98,7 +101,7 @@ class Store:
         """All that was measured here, in one order whatever the order in which it was."""
         with self._named():
             calls = self._connection.execute(
-                "SELECT id, operator, kernel, shapes, dtype, flops, hbm_bytes, sms FROM calls"
+                "SELECT id, operator, kernel, shapes, dtype, flops, hbm_bytes, sms, tiles FROM calls"
             ).fetchall()
             rows = self._connection.execute(
                 "SELECT call, beside, seconds, low, high, runs, clocks FROM samples WHERE place = ?", (self._place,)
@@ -121,7 +124,7 @@ class Store:
                 raise NewerVersionError(
                     f"{self.path} has version {version}, this nanort reads up to {VERSION}: update nanort"
                 )
-            for statement in () if application else _SCHEMA:
+            for statement in _UPDATES.get(version, ()) if application else _SCHEMA:
                 self._connection.execute(statement)
             place = (*self.place[:4], json.dumps(self.place.versions))
             self._connection.execute(
@@ -135,22 +138,22 @@ class Store:
         """The number of a call, -1 if it is not known."""
         found = self._connection.execute(
             "SELECT id FROM calls WHERE operator = ? AND kernel = ? AND shapes = ? AND dtype = ? AND flops = ?"
-            " AND hbm_bytes = ? AND sms = ?",
+            " AND hbm_bytes = ? AND sms = ? AND tiles = ?",
             _row(call),
         ).fetchone()
         return found[0] if found else -1
 
     def _insert(self, call: Call) -> int:
         self._connection.execute(
-            "INSERT OR IGNORE INTO calls (operator, kernel, shapes, dtype, flops, hbm_bytes, sms)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO calls (operator, kernel, shapes, dtype, flops, hbm_bytes, sms, tiles)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET tiles = excluded.tiles",
             _row(call),
         )
         return self._find(call)
 
     def _call(self, row: list[Any]) -> Call:
         operator, kernel, shapes, dtype, *work = files.row(
-            row, f"{self.path}: a call", (str, str, str, str, float, float, int)
+            row, f"{self.path}: a call", (str, str, str, str, float, float, int, int)
         )
         try:
             sizes = tuple(tuple(int(size) for size in shape) for shape in json.loads(shapes))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,7 @@ def measure(
     *,
     driver: Driver | None = None,
     progress: Callable[[int, int], object] | None = None,
+    by: str = "",
 ) -> Report:
     """Measures the calls of ``graphs`` for ``budget`` seconds, keeps them, and fits the cost model to what there is.
 
@@ -137,6 +139,7 @@ def measure(
         budget: seconds, after which nothing new is begun.
         driver: of the GPU, by default the current one.
         progress: is told how many points are done, of how many.
+        by: who measures, for those who will read the profile.
 
     Raises:
         FileError: the store cannot be used.
@@ -159,7 +162,16 @@ def measure(
     nodes = {point[0].call: point[0].node for point in asked if len(point) == 1}
     rows = [Row(alone[call], costs.solo(nodes[call], call.sms).seconds) for call in sorted(nodes) if call in alone]
     profile = fit.profile if fit else profile_of(meter.place, samples)
+    profile.about.update(_about(by, fit))
     return Report(fitted, os.fspath(path), swept, tuple(rows), profile, fit, why)
+
+
+def _about(by: str, fit: Calibration | None) -> dict[str, str]:
+    """What is said of a profile besides its figures."""
+    told = {"measured on": date.today().isoformat()} | ({"by": by} if by else {})
+    if fit is not None and fit.is_better:
+        told["model"] = f"{fit.error:.1%} off on the mean of {counted(fit.held_out, 'call')} held out"
+    return told
 
 
 def default_store() -> Path:

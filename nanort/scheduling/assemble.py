@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nanort.costs.roofline import CORESIDENT
 from nanort.scheduling.flat import Flat
 from nanort.scheduling.schedule import Assignment, Outlook, Schedule, Split
 from nanort.scheduling.structures import Structure
@@ -22,16 +23,21 @@ def assemble(
     saturation, nodes = outlooks[0].saturation, flat.graph.nodes
     costs = [flat.kind_costs(saturation, stream.sms) for stream in structure.streams]
     modes = [flat.modes(saturation, stream.sms) for stream in structure.streams]
+    cuda = flat.device.kind == "cuda"
+    shared = [cuda and stream.group is not None and stream.group.lanes > 1 for stream in structure.streams]
     assignments, used = [], set(trace.lane)
     for node in trace.order:
         lane = trace.lane[node]
+        kernel = costs[lane][flat.kinds[node]].kernel
+        if shared[lane] and CORESIDENT in nodes[node].op.kernels:
+            kernel = CORESIDENT
         assignments.append(
             Assignment(
                 node,
                 nodes[node].name,
                 structure.streams[lane].name,
                 modes[lane].sms[node],
-                costs[lane][flat.kinds[node]].kernel,
+                kernel,
                 trace.start[node],
                 trace.end[node],
             )

@@ -10,6 +10,7 @@ from dataclasses import replace
 from nanort.compiled import COMPILES
 from nanort.costs.profile import Profile
 from nanort.costs.provenance import versions
+from nanort.costs.shipped import shipped
 from nanort.devices import GIB, Device
 from nanort.errors import CapacityError, PolicyError, ScheduleError
 from nanort.graph import Graph
@@ -22,6 +23,7 @@ from nanort.scheduling.flat import Flat
 from nanort.scheduling.guard import Measure, fastest, measure_of
 from nanort.scheduling.list_schedule import ORDERS, ListPolicy, serial
 from nanort.scheduling.policy import Policy
+from nanort.scheduling.rivals import rivals
 from nanort.scheduling.schedule import Outlook, Schedule, Split
 from nanort.scheduling.search import Found, Progress, Search
 from nanort.scheduling.tuning import part
@@ -72,7 +74,8 @@ def co_schedule(
             default is less where numba is absent).
         seconds: when to stop whatever the effort; a schedule that was stopped says so.
         seed: of the refinement.
-        profile: measured costs.
+        profile: measured costs; by default those of this GPU that come with nanort, if there are any. An empty Profile
+            leaves everything to the cost model.
         guard: whether the serial schedule is used where no other is predicted to beat it; else the best other is.
         measure: what runs the plan, the best of each other mechanism, and the serial schedule, of which the fastest is
             kept: a Stopwatch; True is one on random tensors.
@@ -95,6 +98,8 @@ def co_schedule(
     refuse_excess(graph.seal(), device)
     measured = measure_of(measure, graph, seed)
     deadline = math.inf if seconds is None else time.monotonic() + seconds
+    if profile is None and (profile := shipped(device)) is not None:
+        device = profile.fitted(device)
     source, is_serial = Flat(graph, device, profile), policy == "serial"
     cuts, uncut = cut(source, nano_batches[:1] if is_serial else nano_batches, per_op, deadline)
     if policy == "auto":
@@ -107,8 +112,8 @@ def co_schedule(
     if found is not None and (found.worst.gain > 1.0 or pinned is not None or not guard):
         schedule = _planned(found, cuts, source)
         if measured is not None and pinned is None:
-            rivals = [_planned(rival, cuts, source) for rival in _rivals(search, found)]
-            schedule, said = fastest(_serial(search, None, source), [schedule, *rivals], measured)
+            beside = [_planned(*rival, source) for rival in rivals(search, found, cuts)]
+            schedule, said = fastest(_serial(search, None, source), [schedule, *beside], measured)
         elif measured is not None and pinned is not None:
             said.append(f"not measured: {pinned.name} is pinned, so that no serial schedule can be run beside it")
     elif pinned is None:
@@ -181,14 +186,6 @@ def _planned(found: Found, cuts: Mapping[Split | None, Flat], source: Flat) -> S
     split = next(split for split, cut in cuts.items() if cut is flat)
     outlooks = (found.worst, *(outlook for outlook in found.outlooks if outlook is not found.worst))
     return assemble(source, split, flat, found.candidate.structure, found.trace, outlooks)
-
-
-def _rivals(search: Search, found: Found) -> list[Found]:
-    """The best plan of each mechanism that ``found`` does not use: on a real device another may win."""
-    tops = {found.candidate.structure.mechanism: found.candidate}
-    for (_, mechanism), (_, candidate) in sorted(search.tops.items(), key=lambda item: item[1][0]):
-        tops.setdefault(mechanism, candidate)
-    return [search.met(candidate) for candidate in tops.values() if candidate is not found.candidate]
 
 
 def _given_up(search: Search, cuts: Mapping[Split | None, Flat], chosen: Schedule) -> list[str]:

@@ -41,6 +41,7 @@ class Explanation:
         data = self.data
         rows = [
             ("plan", f"{data['mechanism']}, {data['nano_batches']}, {data['nodes']} nodes, {data['waits']} waits"),
+            ("costs", plain(data["costs"])),
             ("serial", duration(data["serial_seconds"])),
             ("predicted", f"{duration(data['seconds'])}, {data['gain']:.2f}x serial"),
         ]
@@ -103,6 +104,9 @@ def explain(schedule: Schedule) -> Explanation:
             "nano_batches": f"{pieces} nano-batches" if schedule.split else "uncut",
             "nodes": len(schedule.assignments),
             "waits": len(schedule.waits),
+            "costs": str(schedule.profile)
+            if schedule.profile
+            else f"the model of {schedule.device.name}, not measured",
             "serial_seconds": serial,
             "seconds": seconds,
             "gain": schedule.outlooks[0].gain,

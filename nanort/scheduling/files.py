@@ -9,6 +9,7 @@ from typing import Any
 
 from nanort.costs import files
 from nanort.costs.profile import Profile
+from nanort.costs.shipped import shipped
 from nanort.devices import Datasheet, Device
 from nanort.errors import DeviceError, FileError, ForeignFileError, SplitError
 from nanort.graph import Graph
@@ -16,7 +17,7 @@ from nanort.partition import Group, Stream
 from nanort.scheduling.schedule import Assignment, Outlook, Schedule, Split
 from nanort.scheduling.waits import Wait
 
-SCHEMA, VERSION = "nanort.schedule", 1
+SCHEMA, VERSION = "nanort.schedule", 2
 
 FIELDS: Mapping[str, type | tuple[type, ...]] = {
     "graph": str,
@@ -77,6 +78,9 @@ def load(path: str | os.PathLike[str], source: Graph, profile: Profile | None) -
         raise ForeignFileError(
             f"{path} plans another graph, {data['graph']!r}: build the graph as it was, or plan {source.name!r} again"
         )
+    device = _device(data["device"], f"{path}: device")
+    if profile is None and data["profile"]:
+        profile = shipped(device)  # what a plan rests on by default
     if data["profile"] != (profile.identity if profile else ""):
         which = f"the profile {data['profile'][:12]}" if data["profile"] else "no profile"
         raise ForeignFileError(f"{path} rests on {which}: give Schedule.load(..., profile=) the same, or plan again")
@@ -98,7 +102,6 @@ def load(path: str | os.PathLike[str], source: Graph, profile: Profile | None) -
     ]
     pairs = [files.row(row, f"{path}: wait {n}", (str, str, str)) for n, row in enumerate(data["waits"])]
     points = [files.row(row, f"{path}: outlook {n}", (int, float, float)) for n, row in enumerate(data["outlooks"])]
-    device = _device(data["device"], f"{path}: device")
     if not points or any(not 1 <= sms <= device.sms or min(seconds) < 0 for sms, *seconds in points):
         raise FileError(
             f"{path}: outlooks are {points}: give one or more, of 1 to {device.sms} SMs and seconds from 0 on"
