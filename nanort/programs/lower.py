@@ -5,6 +5,7 @@ from __future__ import annotations
 from nanort.errors import ProgramError
 from nanort.graph import Graph
 from nanort.nodes import Node
+from nanort.programs.hazards import refuse_hazards
 from nanort.programs.program import Buffer, Copy, Instruction, Launch, Program, Record, View, Wait
 from nanort.scheduling.schedule import Assignment, Schedule
 from nanort.values import Value, contiguous, joined
@@ -17,6 +18,10 @@ def lower(schedule: Schedule) -> Program:
     """The program that carries out ``schedule``: launches in planned order, exactly its waits, one buffer a value.
 
     Joins own one buffer that their parts are views of, so that splitting and joining nano-batches copies nothing.
+
+    Raises:
+        ProgramError: the schedule leaves something to chance, which those of co_schedule do not; it names both nodes
+            and the wait that is missing.
     """
     graph = schedule.graph
     placed = _Placement(graph)
@@ -38,10 +43,12 @@ def lower(schedule: Schedule) -> Program:
             instructions.append(Record(assignment.stream, events[node.index]))
             recorded.add(events[node.index])
     outputs = {name: placed.view(value) for name, value in graph.outputs.items()}
-    return Program(
+    program = Program(
         graph.name, schedule.device, schedule.streams, tuple(placed.buffers), tuple(instructions), outputs,
         schedule.timeline().activities, graph, schedule.costs,
     )  # fmt: skip  # the fields in their order
+    refuse_hazards(program)
+    return program
 
 
 def _step(node: Node, assignment: Assignment, placed: _Placement) -> Launch | Copy:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,6 +17,10 @@ from nanort.operators import Op
 from nanort.partition import Stream
 from nanort.timeline.events import Activity
 from nanort.values import contiguous
+
+if TYPE_CHECKING:
+    from nanort.programs.hazards import Hazard
+    from nanort.programs.memory import MemoryPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +139,12 @@ class Program:
         return "\n".join([f"program {self.name} on {self.device.name}: {len(self)} instructions", *self._lines()])
 
     __repr__ = __str__
+
+    def hazards(self, memory: MemoryPlan | None = None) -> tuple[Hazard, ...]:
+        """What is left to chance, of which there is nothing: see :func:`nanort.programs.hazards.hazards`."""
+        from nanort.programs.hazards import hazards
+
+        return hazards(self, memory)
 
     @property
     def events(self) -> int:

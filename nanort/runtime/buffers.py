@@ -11,6 +11,7 @@ from nanort.driver import Driver
 from nanort.eager import bind
 from nanort.errors import CapacityError, DeviceMemoryError, InputDeviceError
 from nanort.graph import Graph
+from nanort.programs.hazards import refuse_hazards
 from nanort.programs.memory import ALIGNMENT, plan_memory
 from nanort.programs.program import Buffer, Launch, Program
 from nanort.runtime.kernels import scratch_bytes
@@ -43,6 +44,7 @@ def buffers(program: Program, bound: Mapping[int, torch.Tensor], driver: Driver,
     """The buffers of ``program``, allocated; ``bound`` holds constants and states by root.
 
     Raises:
+        ProgramError: the plan of its memory leaves something to chance, which is a mistake of ours.
         CapacityError: they take more than ``budget`` bytes of the device.
         DeviceMemoryError: the device or the host has not so many left.
     """
@@ -50,6 +52,7 @@ def buffers(program: Program, bound: Mapping[int, torch.Tensor], driver: Driver,
     shown = {view.buffer for view in program.outputs.values()}
     twice = {b.index for b in own if b.index in shown or (b.kind == "input" and b.device == "host")}
     plan = plan_memory(program, slots=twice)
+    refuse_hazards(program, plan)
     sizes = {"device": plan.device_bytes, "host": plan.host_bytes}
 
     def reserve(place: str, nbytes: int) -> slice:

@@ -1,0 +1,146 @@
+"""Accesses: which bytes of which memory, or which cells of a state, every step of a program reads and writes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from nanort.compiled import Ints
+from nanort.edges import Access
+from nanort.layout import Cells
+from nanort.programs.memory import MemoryPlan
+from nanort.programs.program import Buffer, Copy, Launch, Program, View
+
+Ranges = tuple[tuple[int, int], ...]
+
+DEVICE, HOST, APART = 0, 1, 2
+"""Spaces: the two arenas of a memory plan; from there on one for each buffer, and one for the cells of each."""
+
+FIRST_CELL = -2
+"""Cells are numbered from here on: besides a step's rows there are those of history and of elsewhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class Accesses:
+    """Ranges that steps touch, in the order of the instructions, reads of a step before its writes.
+
+    Attributes:
+        step: by range, the index of the instruction.
+        space: which memory it lies in; ranges of different spaces have nothing in common.
+        low, high: its ends, in bytes, or cells.
+        writes: 1 where it is written, 0 where it is read.
+        buffer: whose contents are meant, by index in the program.
+    """
+
+    step: Ints
+    space: Ints
+    low: Ints
+    high: Ints
+    writes: Ints
+    buffer: Ints
+
+
+def accesses(program: Program, memory: MemoryPlan | None = None) -> Accesses:
+    """What every launch and copy of ``program`` touches; ``memory`` says which buffers share bytes, none without it."""
+    places = [_place(buffer, memory) for buffer in program.buffers]
+    indexed = _indexed(program)
+    bytes_of: dict[View, Ranges] = {}  # most views are touched more than once
+    rows = list[tuple[int, int, int, int, int, int]]()
+    for at, step in enumerate(program.instructions):
+        if isinstance(step, (Launch, Copy)):
+            for view, cells, writes in _touched(step, program.buffers, indexed):
+                buffer = view.buffer
+                if buffer in indexed:
+                    space, shift = APART + len(places) + buffer, 0
+                    ranges = cells if cells is not None else ((FIRST_CELL, indexed[buffer]),)
+                else:
+                    space, shift = places[buffer]
+                    if (known := bytes_of.get(view)) is None:
+                        known = bytes_of[view] = _ranges(view, program.buffers[buffer].dtype.itemsize)
+                    ranges = known
+                rows += [(at, space, shift + low, shift + high, writes, buffer) for low, high in ranges if low < high]
+    columns = np.array(rows, np.int64).reshape(len(rows), 6).T
+    return Accesses(*(np.ascontiguousarray(column) for column in columns))
+
+
+def shown(program: Program, memory: MemoryPlan | None = None) -> Iterator[tuple[str, int, int, int, int]]:
+    """``(output, space, low, high, buffer)``: the bytes that are read when a run has ended."""
+    places = [_place(buffer, memory) for buffer in program.buffers]
+    indexed = _indexed(program)
+    for name, view in program.outputs.items():
+        if view.buffer not in indexed:
+            space, shift = places[view.buffer]
+            for low, high in _ranges(view, program.buffers[view.buffer].dtype.itemsize):
+                yield name, space, shift + low, shift + high, view.buffer
+
+
+def _place(buffer: Buffer, memory: MemoryPlan | None) -> tuple[int, int]:
+    """The space of a buffer, and where in it the buffer begins."""
+    if memory is not None:
+        for space, offset in ((DEVICE, memory.device[buffer.index]), (HOST, memory.host[buffer.index])):
+            if offset is not None:
+                return space, offset
+    return APART + buffer.index, 0
+
+
+def _indexed(program: Program) -> dict[int, int]:
+    """States that some step reaches through an index, and a number above those of all their cells."""
+    by_root = {buffer.root: buffer.index for buffer in program.buffers}
+    above: dict[int, int] = {}
+    for step in program.instructions:
+        if isinstance(step, (Launch, Copy)):
+            for access in (*step.reads, *step.writes) if isinstance(step, Launch) else step.reads:
+                if (cells := access.region.cells) is not None:
+                    index = by_root[access.root]
+                    above[index] = max(above.get(index, 0), *(high for _, high in cells), 0)
+    return above
+
+
+def _touched(
+    step: Launch | Copy, buffers: Sequence[Buffer], indexed: dict[int, int]
+) -> Iterator[tuple[View, Cells | None, int]]:
+    """``(view, cells, writes)`` of a step, reads first; cells where a state is reached through an index."""
+    if isinstance(step, Copy):
+        yield step.source, _cells(step.reads, buffers[step.source.buffer], indexed), 0
+        yield step.target, None, 1
+        return
+    changed = step.op.writes
+    for at, view in enumerate(step.args):
+        if isinstance(view, View) and at not in changed:
+            yield view, _cells(step.reads, buffers[view.buffer], indexed), 0
+    for at in changed:
+        if isinstance(view := step.args[at], View):
+            yield view, _cells(step.writes, buffers[view.buffer], indexed), 1
+    for view in step.outs:
+        yield view, None, 1
+
+
+def _cells(stated: Sequence[Access], buffer: Buffer, indexed: dict[int, int]) -> Cells | None:
+    """The cells of an indexed state that a step touches; None where it touches all."""
+    if buffer.index not in indexed:
+        return None
+    found = [access.region.cells for access in stated if access.root == buffer.root]
+    parts = [cells for cells in found if cells is not None]
+    return tuple(part for cells in parts for part in cells) if len(parts) == len(found) else None
+
+
+def _ranges(view: View, itemsize: int) -> Ranges:
+    """The bytes of a view, as ranges without gaps."""
+    inner, rest = 1, list[tuple[int, int]]()
+    for stride, size in sorted(zip(view.strides, view.shape, strict=True)):
+        if size == 0:
+            return ()
+        if stride <= inner and not rest:
+            inner += stride * (size - 1)
+        elif size > 1:
+            rest.append((stride, size))
+    low, length = view.offset * itemsize, inner * itemsize
+    if not rest:
+        return ((low, low + length),)
+    starts = np.zeros(1, np.int64)
+    for stride, size in rest:
+        starts = (starts[:, None] + stride * np.arange(size)).reshape(-1)
+    lows = low + np.sort(starts) * itemsize
+    return tuple(zip(lows.tolist(), (lows + length).tolist(), strict=True))
