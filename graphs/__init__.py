@@ -3,7 +3,7 @@
 >>> import nanort as nr
 >>> from nanort import graphs
 >>> graphs.decoder(graphs.CONFIGS["tiny"], nr.Layout(decode=4, kv_tokens=40), pages=8, requests=4, table_width=2)
-Graph decoder: 33 nodes, 42 edges, 6 inputs, 21 constants, 2 states, 2 outputs
+Graph decoder: 29 nodes, 38 edges, 6 inputs, 21 constants, 2 states, 2 outputs
 """
 
 from nanort.graphs import synthetic

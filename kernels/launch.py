@@ -14,9 +14,13 @@ from typing import Any
 import torch
 import triton
 from triton import knobs
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 INTERPRETED = bool(knobs.runtime.interpret)
 """Whether kernels run on the CPU, program after program: TRITON_INTERPRET=1 when they were imported."""
+
+COPIES_TILES = 90
+"""The first compute capability of GPUs whose SMs have an engine that copies tiles of a described tensor."""
 
 _POINTERS = {
     torch.bool: "*i1", torch.int8: "*i8", torch.uint8: "*u8", torch.int32: "*i32", torch.int64: "*i64",
@@ -55,7 +59,8 @@ class Launch:
     Args:
         kernel: a function of ``triton.jit``.
         programs: the grid.
-        arguments: by name, tensors, numbers, and what the kernel declares ``tl.constexpr``.
+        arguments: by name, tensors, numbers, and what the kernel declares ``tl.constexpr``. A TensorDescriptor is for
+            the engine that copies tiles on Hopper and its successors; on older GPUs the tensor takes its place.
         warps, stages: of each program; loads of so many steps of a loop are under way at once.
         registers: the most that a thread may have; 0 leaves it to the compiler.
     """
@@ -71,10 +76,11 @@ class Launch:
         """Queues it on the current stream."""
         if INTERPRETED:
             _interpreter_checks(knobs.runtime.debug)
-        self.kernel[(self.programs,)](**self.arguments, **self._options)
+        major, minor = divmod(COPIES_TILES, 10) if INTERPRETED else torch.cuda.get_device_capability()
+        self.kernel[(self.programs,)](**self._arguments(10 * major + minor), **self._options)
 
     def compiled(self, capability: int) -> Compiled:
-        """What GPUs of that compute capability, 90 for Hopper, would run; no GPU and no memory of its tensors is needed.
+        """What GPUs of that compute capability, 90 for Hopper, would run; it takes no GPU, nor its tensors' memory.
 
         Raises:
             RuntimeError: kernels are interpreted in this process (TRITON_INTERPRET=1).
@@ -85,7 +91,7 @@ class Launch:
         from triton.compiler import ASTSource
 
         found = triton.compile(
-            ASTSource(self.kernel, *self._signature()),
+            ASTSource(self.kernel, *self._signature(self._arguments(capability))),
             target=GPUTarget("cuda", capability, 32),
             options={**self._options, "debug": knobs.runtime.debug},
         )
@@ -97,13 +103,20 @@ class Launch:
         options: dict[str, Any] = {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
         return {**options, "maxnreg": self.registers} if self.registers else options
 
-    def _signature(self) -> tuple[dict[str, str], dict[str, Any], dict[tuple[int, ...], list[list[Any]]]]:
+    def _arguments(self, capability: int) -> Mapping[str, Any]:
+        if capability >= COPIES_TILES:
+            return self.arguments
+        return {name: v.base if isinstance(v, TensorDescriptor) else v for name, v in self.arguments.items()}
+
+    def _signature(
+        self, arguments: Mapping[str, Any]
+    ) -> tuple[dict[str, str], dict[str, Any], dict[tuple[int, ...], list[list[Any]]]]:
         """Types, constants and alignments as a launch on a GPU would find them."""
         types: dict[str, str] = {}
         constants: dict[str, Any] = {}
         aligned: dict[tuple[int, ...], list[list[Any]]] = {}
         for at, parameter in enumerate(self.kernel.params):
-            value = self.arguments[parameter.name]
+            value = arguments[parameter.name]
             if parameter.is_constexpr or value is None or (type(value) is int and value == 1):
                 types[parameter.name], constants[parameter.name] = "constexpr", value
                 continue
@@ -116,7 +129,9 @@ class Launch:
 def _typed(value: Any) -> tuple[str, int | None]:
     """The type of an argument, and the number whose divisibility the compiler may rely on."""
     if isinstance(value, torch.Tensor):
-        return _POINTERS[value.dtype], value.storage_offset() * value.itemsize
+        return _POINTERS[value.dtype], int(value.storage_offset()) * value.itemsize
+    if isinstance(value, TensorDescriptor):
+        return f"tensordesc<{_POINTERS[value.base.dtype][1:]}[{', '.join(map(str, value.block_shape))}]>", None
     if isinstance(value, bool):
         return "u1", None
     if isinstance(value, int):

@@ -1,4 +1,4 @@
-"""The command line: demo, doctor, plan, run, profile, solve, generate."""
+"""The command line: demo, doctor, plan, run, profile, kernels, solve, generate."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ from nanort.costs.table import demand_table
 from nanort.demo import progress_bar, run_demo
 from nanort.devices import Device
 from nanort.doctor import diagnose
-from nanort.errors import NanortError, RequestError
+from nanort.errors import CapacityError, NanortError, RequestError
 from nanort.graphs import random_weights, step_inputs
 from nanort.nanobatch import nano_batch
+from nanort.occupancy import occupancy
 from nanort.options import (
     Context,
     Decode,
@@ -202,6 +203,7 @@ def profile(
     budget: Annotated[str, typer.Option(help="When to stop: 90s, 5m, 1h. The same again goes on from there.")] = "5m",
     store: Annotated[Path | None, typer.Option(help="Keep measurements here.", callback=in_a_folder)] = None,
     out: Annotated[Path | None, typer.Option(help="Save the profile here.", callback=in_a_folder)] = None,
+    by: Annotated[str, typer.Option(help="Who measures, as the profile will say.")] = "",
     as_json: Json = False,
 ) -> None:
     """Measures the calls of one step of a model on this machine's GPU, else its CPU, and fits the cost model."""
@@ -215,10 +217,23 @@ def profile(
     cuts = [nano_batch(graph, count) for count in counts_of(nano_batches) or (1,)]
     asked = [(cut, step_inputs(few, cut.layout, **step)) for cut in cuts if cut.layout]
     with progress_bar(Console(stderr=True), "measuring") as bar:
-        report = measure(asked, target, path, seconds, progress=bar)
+        report = measure(asked, target, path, seconds, progress=bar, by=by)
     if out is not None:
         report.profile.save(out)
     typer.echo(json.dumps(report.data, indent=2) if as_json else report)
+
+
+@app.command(epilog="Example: nanort kernels linear decode_attention --arch sm_90")
+def kernels(
+    names: Annotated[list[str] | None, typer.Argument(help="Operators, or kernels as listed; all by default.")] = None,
+    arch: Annotated[str, typer.Option(help="sm_80, sm_89, sm_90 or sm_100; none of them need be there.")] = "sm_90",
+    as_json: Json = False,
+) -> None:
+    """Compiles kernels at the sizes of a model and prints what each takes of an SM; refuses one that is too large."""
+    found = occupancy(arch, names or ())
+    typer.echo(json.dumps(found.data, indent=2) if as_json else found)
+    if found.flaws:
+        raise CapacityError(f"{'; '.join(found.flaws)}: give smaller tiles, more warps or fewer stages")
 
 
 @app.command(epilog="Example: nanort solve j301_1.sm --schedules 5000")

@@ -10,7 +10,7 @@ tensor([0.0000, 1.4621])
 >>> ops.linear(g.input("x", (64, 128), torch.bfloat16), g.constant("w", (256, 128), torch.bfloat16))
 linear: bfloat16[64, 256]
 >>> g.nodes[0].demand
-Demand(flops=4.1943e+06, hbm_bytes=114688)
+Demand(flops=4.1943e+06, hbm_bytes=114688, tiles=8)
 """
 
 from nanort.ops.activation import add, silu_mul
@@ -20,7 +20,7 @@ from nanort.ops.kv import kv_append, page_gather, page_scatter
 from nanort.ops.linear import linear
 from nanort.ops.moe import expert_combine, expert_linear, route
 from nanort.ops.norm import add_rms_norm, rms_norm
-from nanort.ops.rope import rope
+from nanort.ops.rope import rope, rope_kv_append
 from nanort.ops.rows import gather, scatter
 from nanort.ops.sampling import argmax, sample
 from nanort.ops.transfer import to_device, to_host
@@ -41,6 +41,7 @@ __all__ = [
     "prefill_attention",
     "rms_norm",
     "rope",
+    "rope_kv_append",
     "route",
     "sample",
     "scatter",

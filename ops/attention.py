@@ -10,6 +10,11 @@ from nanort.errors import LayoutError
 from nanort.ops.examples import normal, shuffled
 from nanort.ops.shapes import is_index, require
 
+DECODE_TILE = 64
+"""Tokens of one head of the cache that are worth a part of the GPU of their own."""
+PREFILL_TILE = 64
+"""Rows, times the query heads that share a head of the cache, that are worth an SM of their own."""
+
 
 def _checked(
     q: torch.Tensor,
@@ -64,10 +69,23 @@ def _attend(q: torch.Tensor, kv: torch.Tensor, pages: torch.Tensor, positions: t
     return out.transpose(1, 2)
 
 
-def _demand(q: torch.Tensor, kv: torch.Tensor, out: torch.Tensor, *, pairs: int, kv_tokens: int) -> nr.Demand:
-    token_bytes = 2 * kv.shape[3] * kv.shape[4] * kv.itemsize
+def _demand(
+    q: torch.Tensor,
+    kv: torch.Tensor,
+    pages: torch.Tensor,
+    *indices: torch.Tensor | None,
+    out: torch.Tensor,
+    pairs: int,
+    kv_tokens: int,
+    tiles: int,
+) -> nr.Demand:
+    kv_bytes = kv_tokens * 2 * kv.shape[3] * kv.shape[4] * kv.itemsize
+    table_bytes = -(-kv_tokens // kv.shape[2]) * pages.itemsize  # as if pages were full
+    index_bytes = sum(index.nbytes for index in indices if index is not None)
     return nr.Demand(
-        flops=4 * pairs * q.shape[1] * q.shape[2], hbm_bytes=q.nbytes + out.nbytes + kv_tokens * token_bytes
+        flops=4 * pairs * q.shape[1] * q.shape[2],
+        hbm_bytes=q.nbytes + out.nbytes + kv_bytes + table_bytes + index_bytes,
+        tiles=tiles,
     )
 
 
@@ -81,17 +99,25 @@ def _expect(q: torch.Tensor, layout: nr.Layout | None, kind: str) -> nr.Layout:
 
 
 def _decode_demand(
-    q: torch.Tensor, kv: torch.Tensor, *_: torch.Tensor | None, out: torch.Tensor, layout: nr.Layout | None = None
+    q: torch.Tensor,
+    kv: torch.Tensor,
+    pages: torch.Tensor,
+    *indices: torch.Tensor | None,
+    out: torch.Tensor,
+    layout: nr.Layout | None = None,
 ) -> nr.Demand:
     layout = _expect(q, layout, "decode")
-    return _demand(q, kv, out, pairs=layout.kv_tokens, kv_tokens=layout.kv_tokens)
+    tiles = kv.shape[3] * max(layout.decode, -(-layout.kv_tokens // DECODE_TILE))
+    tokens = layout.kv_tokens
+    return _demand(q, kv, pages, *indices, out=out, pairs=tokens, kv_tokens=tokens, tiles=tiles)
 
 
 def _prefill_demand(
-    q: torch.Tensor, kv: torch.Tensor, *_: torch.Tensor, out: torch.Tensor, layout: nr.Layout | None = None
+    q: torch.Tensor, kv: torch.Tensor, *indices: torch.Tensor, out: torch.Tensor, layout: nr.Layout | None = None
 ) -> nr.Demand:
     layout = _expect(q, layout, "prefill")
-    return _demand(q, kv, out, pairs=layout.pairs, kv_tokens=layout.prefill_kv_tokens)
+    tiles = kv.shape[3] * -(-layout.prefill_rows * (q.shape[1] // kv.shape[3]) // PREFILL_TILE)
+    return _demand(q, kv, *indices, out=out, pairs=layout.pairs, kv_tokens=layout.prefill_kv_tokens, tiles=tiles)
 
 
 def _decode_example(**_: object) -> tuple[torch.Tensor, ...]:
@@ -115,6 +141,10 @@ def _page_table(requests: int) -> torch.Tensor:
     shape=_checked,
     cells={"kv": lambda layout, **_: layout.decode_cells},
     axes="rows",
+    kernels={
+        "triton": "nanort.kernels.decode_attention:decode_attention",
+        "coresident": "nanort.kernels.decode_attention:coresident",
+    },
 )
 def decode_attention(
     q: torch.Tensor,
@@ -131,8 +161,9 @@ def decode_attention(
     (rows, width) names the pages of every row's tokens, or, with requests (rows,), pages (requests, width) those of
     every request.
 
-    Demand: 4 flops (two multiply-adds) for each of the layout's ``kv_tokens``, head and dimension; q and the keys and
-    values of those tokens are read, the result is written.
+    Demand: 4 flops (two multiply-adds) for each of the layout's ``kv_tokens``, head and dimension; q, the keys and
+    values of those tokens, and the indices that lead to them, are read, the result is written. A tile is 64 of those
+    tokens, of one head of the cache.
     """
     nothing = _checked(q, kv, pages, positions, requests)
     if not len(q):
@@ -146,6 +177,7 @@ def decode_attention(
     example=_prefill_example,
     shape=_checked,
     cells={"kv": lambda layout, **_: layout.prefill_cells},
+    kernels={"triton": "nanort.kernels.prefill_attention:prefill_attention"},
     axes="rows",
 )
 def prefill_attention(
@@ -162,8 +194,9 @@ def prefill_attention(
     q (rows, heads, dim), kv (pages, 2, page_size, kv_heads, dim), pages (requests, width), positions and requests
     (rows,) -> (rows, heads, dim). Positions and requests alone say what a row sees; the layout says what that costs.
 
-    Demand: 4 flops (two multiply-adds) for each of the layout's causal ``pairs``, head and dimension; q and the keys
-    and values of ``prefill_kv_tokens`` are read, the result is written.
+    Demand: 4 flops (two multiply-adds) for each of the layout's causal ``pairs``, head and dimension; q, the keys and
+    values of ``prefill_kv_tokens``, and the indices that lead to them, are read, the result is written. A tile is 64
+    query heads, of rows side by side, that share a head of the cache.
     """
     out = _checked(q, kv, pages, positions, requests)
     for request in sorted(set(requests.tolist())):

@@ -9,16 +9,20 @@ import torch
 
 import nanort as nr
 from nanort.layout import Cells
+from nanort.ops import tiles
 from nanort.ops.examples import normal, shuffled
 from nanort.ops.shapes import is_index, require
 
 
 @nr.op(
-    demand=lambda kv, k, v, slots, *, out, layout=None: nr.Demand(hbm_bytes=2 * (k.nbytes + v.nbytes) + slots.nbytes),
+    demand=lambda kv, k, v, slots, *, out, layout=None: nr.Demand(
+        hbm_bytes=2 * (k.nbytes + v.nbytes) + slots.nbytes, tiles=tiles.of_heads(k, v)
+    ),
     example=lambda **_: (normal(1, 5, 2, 4, 3, 6), normal(2, 7, 3, 6), normal(3, 7, 3, 6), shuffled(4, 20)[:7]),
     writes=("kv",),
     cells={"kv": lambda layout, **_: layout.own_cells},
     axes="rows",
+    kernels={"triton": "nanort.kernels.rope_kv_append:kv_append"},
 )
 def kv_append(
     kv: torch.Tensor, k: torch.Tensor, v: torch.Tensor, slots: torch.Tensor, *, layout: nr.Layout | None = None
@@ -27,7 +31,7 @@ def kv_append(
 
     ``slots`` (rows,) holds page * page_size + offset, distinct but for rows that are padding.
 
-    Demand: keys, values and slots are read; keys and values are written.
+    Demand: keys, values and slots are read; keys and values are written; a tile is a group of heads of a row, of 2 KiB.
     """
     require(
         kv.dim() == 5
@@ -53,10 +57,13 @@ def _page_cells(layout: nr.Layout, needed: bool = False) -> Cells:
 
 
 @nr.op(
-    demand=lambda kv, pages, *, out, needed=False, layout=None: nr.Demand(hbm_bytes=pages.nbytes + 2 * out.nbytes),
+    demand=lambda kv, pages, *, out, needed=False, layout=None: nr.Demand(
+        hbm_bytes=pages.nbytes + 2 * out.nbytes, tiles=tiles.of_rows(out)
+    ),
     example=lambda **_: (normal(1, 5, 2, 4, 3, 6), torch.tensor([4, 0, 2])),
     cells={"kv": _page_cells},
     axes="whole",
+    kernels={"triton": "nanort.kernels.pages:page_gather", "torch": "nanort.kernels.library:page_gather"},
 )
 def page_gather(
     kv: torch.Tensor, pages: torch.Tensor, *, needed: bool = False, layout: nr.Layout | None = None
@@ -65,7 +72,7 @@ def page_gather(
 
     ``needed`` says that requests of this step own the pages; otherwise none does, and no attention waits.
 
-    Demand: the page numbers and pages are read, the result is written.
+    Demand: the page numbers and pages are read, the result is written; a tile is 16 KiB of a page.
     """
     require(is_index(pages) and kv.dim() > 0, "kv (pages, ...) and pages (n,) of integers", kv=kv, pages=pages)
     return kv.index_select(0, pages)
@@ -73,12 +80,13 @@ def page_gather(
 
 @nr.op(
     demand=lambda kv, pages, staging, *, out, needed=False, layout=None: nr.Demand(
-        hbm_bytes=pages.nbytes + 2 * staging.nbytes
+        hbm_bytes=pages.nbytes + 2 * staging.nbytes, tiles=tiles.of_rows(staging)
     ),
     example=lambda **_: (normal(1, 5, 2, 4, 3, 6), torch.tensor([4, 0, 2]), normal(2, 3, 2, 4, 3, 6)),
     writes=("kv",),
     cells={"kv": _page_cells},
     axes="whole",
+    kernels={"triton": "nanort.kernels.pages:page_scatter"},
 )
 def page_scatter(
     kv: torch.Tensor,
@@ -92,7 +100,7 @@ def page_scatter(
 
     ``needed`` says that requests of this step own the pages, so that their attention waits.
 
-    Demand: page numbers and pages are read, the pages are written.
+    Demand: page numbers and staging are read, the pages are written; a tile is 16 KiB of a page.
     """
     require(
         is_index(pages) and staging.shape == (*pages.shape, *kv.shape[1:]) and staging.dtype == kv.dtype,

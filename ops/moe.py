@@ -7,6 +7,7 @@ choosing evenly are expected to touch.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
@@ -30,19 +31,29 @@ def _route_demand(
     x: torch.Tensor, weight: torch.Tensor, *, out: tuple[torch.Tensor, torch.Tensor], top_k: int = 2
 ) -> nr.Demand:
     experts, weights = out
+    parts = math.ceil(x.shape[1] / 512)
     return nr.Demand(
         flops=2 * x.numel() * len(weight) + 4 * weights.numel(),
         hbm_bytes=x.nbytes + weight.nbytes + experts.nbytes + weights.nbytes,
+        tiles=math.ceil(len(x) / (16 if len(x) <= 1024 else 64)) * math.ceil(len(weight) / 128) * parts,
     )
 
 
 def _products_demand(x: torch.Tensor, experts: torch.Tensor, weight: torch.Tensor, *, out: torch.Tensor) -> nr.Demand:
     rows, chosen = experts.shape
-    weight_bytes = touched(len(weight), chosen, rows) * weight[0].nbytes
+    read = touched(len(weight), chosen, rows)
     return nr.Demand(
         flops=2 * experts.numel() * weight[0].numel(),
-        hbm_bytes=x.nbytes + experts.nbytes + weight_bytes + out.nbytes,
+        hbm_bytes=x.nbytes + experts.nbytes + read * weight[0].nbytes + out.nbytes,
+        tiles=_tiles(experts.numel(), len(weight), math.ceil(read), weight.shape[1]),
     )
+
+
+def _tiles(pairs: int, experts: int, read: int, m: int) -> int:
+    """Tiles of the products of so many pairs, spread evenly over the experts that are read."""
+    even = pairs / experts
+    high, wide = (16, 64) if even <= 16 else (64, 128) if even <= 64 else (128, 128)
+    return read * math.ceil(pairs / max(read, 1) / high) * math.ceil(m / wide)
 
 
 def _combine_demand(
@@ -110,14 +121,18 @@ def _chosen() -> torch.Tensor:
     return torch.stack((first, (first + 1 + shuffled(4, 7) % 3) % 4), dim=1)
 
 
-@nr.op(demand=_route_demand, example=lambda **_: (normal(1, 7, 5), normal(2, 4, 5)))
+@nr.op(
+    demand=_route_demand,
+    example=lambda **_: (normal(1, 7, 5), normal(2, 4, 5)),
+    kernels={"triton": "nanort.kernels.moe:route"},
+)
 def route(x: torch.Tensor, weight: torch.Tensor, *, top_k: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
     """The ``top_k`` experts of each row, best first, and their weights: the softmax of those experts' logits alone.
 
     x (rows, n), weight (experts, n) -> int64 (rows, top_k), and (rows, top_k) in float32 or wider.
 
     Demand: a multiply-add as 2 flops, and 4 a weight (subtract, exponentiate, add, divide); arguments read once, both
-    results written once.
+    results written once; tiles of 16 rows, 64 from 1025 on, by 128 experts, each in parts of 512 products.
     """
     require(
         x.dim() == 2 and weight.dim() == 2 and x.shape[1] == weight.shape[1] and x.dtype == weight.dtype,
@@ -129,14 +144,19 @@ def route(x: torch.Tensor, weight: torch.Tensor, *, top_k: int = 2) -> tuple[tor
     return experts, logits.softmax(dim=1, dtype=torch.promote_types(x.dtype, torch.float32))
 
 
-@nr.op(demand=_products_demand, shape=_linear_shape, example=lambda: (normal(1, 7, 5), _chosen(), normal(2, 4, 3, 5)))
+@nr.op(
+    demand=_products_demand,
+    shape=_linear_shape,
+    example=lambda: (normal(1, 7, 5), _chosen(), normal(2, 4, 3, 5)),
+    kernels={"triton": "nanort.kernels.moe:expert_linear"},
+)
 def expert_linear(x: torch.Tensor, experts: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """``weight[expert] @ x`` for each of a row's experts, side by side.
 
     x (rows, n), experts (rows, k), weight (experts, m, n) -> (rows, k * m).
 
     Demand: a multiply-add as 2 flops; x, experts and the matrices that are expected to be touched are read, the result
-    is written.
+    is written; tiles of 128 x 128, of 64 x 128 where an expert has at most 64 rows, 16 x 64 where it has at most 16.
     """
     out = _linear_shape(x, experts, weight)
     return _grouped(x.repeat_interleave(experts.shape[1], dim=0), experts.flatten(), weight).view(out.shape)
@@ -146,6 +166,7 @@ def expert_linear(x: torch.Tensor, experts: torch.Tensor, weight: torch.Tensor) 
     demand=_combine_demand,
     shape=_combine_shape,
     example=lambda: (normal(1, 7, 10), _chosen(), normal(2, 7, 2), normal(3, 4, 3, 5)),
+    kernels={"triton": "nanort.kernels.moe:expert_combine"},
 )
 def expert_combine(x: torch.Tensor, experts: torch.Tensor, weights: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """The weighted sum of ``weight[expert] @ x`` over a row's experts, each with its own x; those are side by side.
@@ -153,7 +174,7 @@ def expert_combine(x: torch.Tensor, experts: torch.Tensor, weights: torch.Tensor
     x (rows, k * n), experts and weights (rows, k), weight (experts, m, n) -> (rows, m).
 
     Demand: a multiply-add as 2 flops, in the products and in the sum; x, experts, weights and the matrices that are
-    expected to be touched are read, the result is written.
+    expected to be touched are read, the result is written; tiles as for ``expert_linear``.
     """
     out = _combine_shape(x, experts, weights, weight)
     products = _grouped(x.reshape(experts.numel(), weight.shape[2]), experts.flatten(), weight)

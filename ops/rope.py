@@ -1,19 +1,26 @@
-"""rope: rotary position embedding."""
+"""rope, rope_kv_append: rotary position embedding, alone and on the way into a paged KV cache."""
 
 from __future__ import annotations
 
 import torch
 
 import nanort as nr
-from nanort.ops.examples import normal
+from nanort.ops import tiles
+from nanort.ops.examples import normal, shuffled
+from nanort.ops.kv import kv_append
 from nanort.ops.shapes import is_index, require
+
+
+def _positions() -> torch.Tensor:
+    return torch.tensor([0, 5, 1, 1000, 2, 30, 3])
 
 
 @nr.op(
     demand=lambda x, positions, *, out, theta=10000.0: nr.Demand(
-        flops=3 * x.numel(), hbm_bytes=x.nbytes + positions.nbytes + out.nbytes
+        flops=3 * x.numel(), hbm_bytes=x.nbytes + positions.nbytes + out.nbytes, tiles=tiles.of_heads(x)
     ),
-    example=lambda **_: (normal(1, 7, 2, 6), torch.tensor([0, 5, 1, 1000, 2, 30, 3])),
+    example=lambda **_: (normal(1, 7, 2, 6), _positions()),
+    kernels={"triton": "nanort.kernels.rope_kv_append:rope"},
 )
 def rope(x: torch.Tensor, positions: torch.Tensor, *, theta: float = 10000.0) -> torch.Tensor:
     """``x`` with every head rotated by its row's position: x (rows, heads, dim), positions (rows,) -> like x.
@@ -21,7 +28,8 @@ def rope(x: torch.Tensor, positions: torch.Tensor, *, theta: float = 10000.0) ->
     Halves of a head are rotated against each other, by angles computed in float32, as Hugging Face's Llama does; files
     that pair neighbours instead (GGUF) hold query and key weights in another order.
 
-    Demand: 3 flops an element (two products and a sum), not the angles; arguments read once, the result written once.
+    Demand: 3 flops an element (two products and a sum), not the angles; arguments read once, the result written once;
+    a tile is a group of heads of a row, of 2 KiB.
     """
     require(
         x.dim() == 3 and x.shape[2] % 2 == 0 and is_index(positions) and positions.shape == x.shape[:1],
@@ -35,3 +43,49 @@ def rope(x: torch.Tensor, positions: torch.Tensor, *, theta: float = 10000.0) ->
     cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+@nr.op(
+    demand=lambda kv, q, k, v, positions, slots, *, out, theta=10000.0, layout=None: nr.Demand(
+        flops=3 * (q.numel() + k.numel()),
+        hbm_bytes=2 * (q.nbytes + k.nbytes + v.nbytes) + positions.nbytes + slots.nbytes,
+        tiles=tiles.of_heads(q, k, v),
+    ),
+    example=lambda **_: (
+        normal(1, 5, 2, 4, 3, 6), normal(2, 7, 6, 6), normal(3, 7, 3, 6), normal(4, 7, 3, 6), _positions(),
+        shuffled(5, 20)[:7],
+    ),
+    writes=("kv",),
+    cells={"kv": lambda layout, **_: layout.own_cells},
+    axes="rows",
+    kernels={"triton": "nanort.kernels.rope_kv_append:rope_kv_append"},
+)  # fmt: skip
+def rope_kv_append(
+    kv: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    positions: torch.Tensor,
+    slots: torch.Tensor,
+    *,
+    theta: float = 10000.0,
+    layout: nr.Layout | None = None,
+) -> torch.Tensor:
+    """``rope(q)``, after ``kv_append(kv, rope(k), v, slots)``: one pass over what a row adds to its request.
+
+    kv (pages, 2, page_size, kv_heads, dim), q (rows, heads, dim), k and v (rows, kv_heads, dim), positions and slots
+    (rows,) -> (rows, heads, dim).
+
+    Demand: 3 flops an element of q and k; arguments are read once, but for the cache; the result, keys and values are
+    written once; a tile is a group of heads of a row, of 2 KiB.
+    """
+    require(
+        q.dim() == 3 and q.shape[::2] == k.shape[::2] and q.dtype == k.dtype,
+        "q (rows, heads, dim) and k (rows, kv_heads, dim) of one dtype",
+        q=q,
+        k=k,
+    )
+    rotated = rope(k, positions, theta=theta)
+    kv_append(kv, rotated, v, slots, layout=layout)
+    result: torch.Tensor = rope(q, positions, theta=theta)
+    return result

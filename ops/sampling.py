@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 import nanort as nr
 from nanort.ops.examples import normal
 from nanort.ops.shapes import require
+
+PART = 2048
+"""Logits of a row that one SM compares at once."""
 
 
 def _checked(logits: torch.Tensor, *per_row: torch.Tensor) -> torch.Tensor:
@@ -20,14 +25,23 @@ def _checked(logits: torch.Tensor, *per_row: torch.Tensor) -> torch.Tensor:
     return logits.new_empty(logits.shape[:1], dtype=torch.int64)
 
 
+def _argmax_demand(logits: torch.Tensor, *, out: torch.Tensor) -> nr.Demand:
+    return nr.Demand(
+        flops=logits.numel(),
+        hbm_bytes=logits.nbytes + out.nbytes,
+        tiles=len(logits) * math.ceil(logits.shape[1] / PART),
+    )
+
+
 @nr.op(
-    demand=lambda logits, *, out: nr.Demand(flops=logits.numel(), hbm_bytes=logits.nbytes + out.nbytes),
+    demand=_argmax_demand,
     example=lambda: (normal(1, 7, 9),),
+    kernels={"triton": "nanort.kernels.sampling:argmax", "torch": "nanort.kernels.library:argmax"},
 )
 def argmax(logits: torch.Tensor) -> torch.Tensor:
     """The most likely token of every row: logits (rows, vocabulary) -> (rows,) int64.
 
-    Demand: a comparison a logit; logits read once, tokens written once.
+    Demand: a comparison a logit; logits read once, tokens written once; tiles of 2048 logits of a row.
     """
     require(logits.dim() == 2, "logits (rows, vocabulary)", logits=logits)
     return logits.argmax(dim=-1)
@@ -37,6 +51,7 @@ def _sample_demand(logits: torch.Tensor, *per_row: torch.Tensor, out: torch.Tens
     return nr.Demand(
         flops=6 * logits.numel(),
         hbm_bytes=logits.nbytes + sum(tensor.nbytes for tensor in per_row) + out.nbytes,
+        tiles=len(logits),
     )
 
 
@@ -48,7 +63,12 @@ def _sample_example() -> tuple[torch.Tensor, ...]:
     return normal(1, 7, 9), uniform, temperature, top_k, top_p
 
 
-@nr.op(demand=_sample_demand, example=_sample_example, shape=_checked)
+@nr.op(
+    demand=_sample_demand,
+    example=_sample_example,
+    shape=_checked,
+    kernels={"triton": "nanort.kernels.sampling:sample"},
+)
 def sample(
     logits: torch.Tensor, uniform: torch.Tensor, temperature: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor
 ) -> torch.Tensor:
@@ -59,7 +79,7 @@ def sample(
     ``top_p`` of their probability (1: all).
 
     Demand: 6 flops a logit (scale, subtract, exponentiate, add twice, divide), not the sort; arguments read once,
-    tokens written once.
+    tokens written once; a row is a tile.
     """
     _checked(logits, uniform, temperature, top_k, top_p)
     tokens = logits.argmax(dim=-1)

@@ -11,7 +11,7 @@ import pytest
 
 from tree import ROOT
 
-NAMES = sorted(path.stem for path in (ROOT / "benchmarks").glob("bench_*.py"))
+NAMES = sorted(path.stem for path in (ROOT / "benchmarks").glob("bench_*.py") if path.stem != "bench_kernels")
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,12 +18,13 @@ import nanort as nr
 import nanort.driver
 from nanort import ops
 from nanort.runtime.partitions import partitions
-from tolerances import assert_near
+from tolerances import TOLERANCES, assert_near
 from tree import ROOT
 
 SCALE = 1 / 128
 HELPERS = {
-    "__init__", "__main__", "attention", "by_hand", "child", "layers", "places", "races", "runner", "timing"
+    "__init__", "__main__", "attention", "by_hand", "calls", "child", "contests", "layers", "paged", "places", "races",
+    "runner", "timing",
 }  # fmt: skip
 PARTS = sorted({path.stem for path in (ROOT / "benchmarks" / "gpu").glob("*.py")} - HELPERS)
 GOALS = {
@@ -31,6 +33,13 @@ GOALS = {
     "gemm_beside_attention": {("<=", 10.0)},
     "dispatch": {(">=", 1 / 1.3), (">=", 1 / 1.02)},
     "offload": {(">=", 1 / 1.03)},
+    "kernel_linear": {("<=", 1.0), (">=", 0.99), (">=", 0.85), (">=", 0.95)},
+    "kernel_decode": {("<=", 1.0), (">=", 85.0), (">=", 0.9)},
+    "kernel_prefill": {("<=", 1.0), (">=", 0.75)},
+    "kernel_elementwise": {("<=", 1.0), (">=", 85.0)},
+    "kernel_pages": {("<=", 1.0), (">=", 0.85)},
+    "kernel_experts": {("<=", 1.0)},
+    "kernel_sampling": {(">=", 100.0), (">=", 98.0)},
 }
 PART = """
 from benchmarks.measure import Row, Spread
@@ -60,14 +69,49 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[fake_driver.FakeDriver]:
     partitions(made).close()
 
 
+@pytest.fixture
+def peers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Those that took part in contests; before, each has given what the operator's reference does."""
+    contests = importlib.import_module("benchmarks.gpu.contests")
+    contest, checked = contests.Arena.contest, list[str]()
+
+    def checking(arena: Any, name: str, calls: Any, peers: dict[str, Any], *counts: Any) -> Any:
+        for peer, maker in peers.items():
+            for work, args in zip(maker(arena.sms), calls.sets, strict=True):
+                agree(work(), calls.op.reference(*args, **calls.static))
+            checked.append(peer)
+        return contest(arena, name, calls, peers, *counts)
+
+    monkeypatch.setattr(contests.Arena, "contest", checking)
+    return checked
+
+
+def agree(found: Any, wanted: Any) -> None:
+    pairs = zip(*(result if isinstance(result, tuple) else (result,) for result in (found, wanted)), strict=True)
+    for ours, theirs in pairs:
+        if theirs is None or not theirs.is_floating_point():
+            assert ours is theirs or torch.equal(ours, theirs)
+        else:
+            assert_near(ours, theirs)
+
+
 @pytest.mark.filterwarnings("ignore:.*is not pinned:RuntimeWarning")  # torch knows nothing of the fake's pinned memory
 @pytest.mark.parametrize("name", PARTS)
-def test_part_yields_whole_rows_and_leaves_nothing_behind(name: str, driver: fake_driver.FakeDriver) -> None:
+@pytest.mark.usefixtures("peers")
+def test_part_yields_whole_rows_and_leaves_nothing_behind(
+    name: str, driver: fake_driver.FakeDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    if not name.startswith("kernel_"):  # schedules of references: interpreted kernels would take minutes
+        for op in (getattr(ops, name) for name in ops.__all__):
+            for kernel in list(op.kernels):
+                monkeypatch.delitem(op.kernels, kernel)
     measure = importlib.import_module("benchmarks.measure")
     with torch.no_grad():
         rows = list(importlib.import_module(f"benchmarks.gpu.{name}").measure(driver, SCALE))
     table = measure.table(rows)
     assert len({row.name for row in rows} | {row.baseline for row in rows}) > 2
+    assert len({(row.name, row.unit, row.baseline) for row in rows}) == len(rows)
     for row in rows:
         assert row.name in table
         assert row.found.count >= 1
@@ -75,9 +119,90 @@ def test_part_yields_whole_rows_and_leaves_nothing_behind(name: str, driver: fak
         for spread in filter(None, (row.found, row.ratio)):
             assert all(map(math.isfinite, (spread.least, spread.p20, spread.p50, spread.p80)))
         assert (row.ratio is None) == (not row.baseline)
+        assert "does not run" not in row.name
+        assert row.met or not row.goal or " SMs" in row.name or not name.startswith("kernel_")
     assert {row.goal for row in rows if row.goal} == GOALS.get(name, set())
     partitions(driver).close()
     assert {kind: handles for kind, handles in driver.live.items() if handles} == {}
+
+
+def test_a_kernel_is_beside_what_torch_compiles(driver: fake_driver.FakeDriver, peers: list[str]) -> None:
+    contests = importlib.import_module("benchmarks.gpu.contests")
+    elementwise = importlib.import_module("benchmarks.gpu.kernel_elementwise")
+    with torch.no_grad(), contests.arena(driver, SCALE) as here:
+        rows = list(elementwise.rows_of(driver, SCALE, here, elementwise.Sizes(ops.rms_norm, 4096, compiled=True)))
+    assert peers == ["torch.compile"]
+    assert "torch.compile" in {row.baseline for row in rows}
+    assert not [row.name for row in rows if "does not run" in row.name]
+
+
+def test_every_operator_with_kernels_is_measured() -> None:
+    elementwise = {op.name for op in importlib.import_module("benchmarks.gpu.kernel_elementwise").OPERATORS}
+    elsewhere = {
+        "linear", "decode_attention", "prefill_attention", "page_gather", "page_scatter", "route", "expert_linear",
+        "expert_combine", "argmax", "sample",
+    }  # fmt: skip
+    as_pages = {"gather", "scatter"}
+    with_kernels = {name for name in ops.__all__ if getattr(ops, name).kernels}
+    assert with_kernels <= elementwise | elsewhere | as_pages
+
+
+@pytest.mark.parametrize(("lengths", "flex"), [((3, 192), True), ((5, 256), False)])
+def test_decode_peers_read_the_pages_that_the_tables_name(
+    lengths: tuple[int, int], flex: bool, driver: fake_driver.FakeDriver
+) -> None:
+    decode, paged = (importlib.import_module(f"benchmarks.gpu.{name}") for name in ("kernel_decode", "paged"))
+    sizes = decode.Sizes(*lengths, 64, flex=flex)
+    cache = paged.Cache(driver, paged.Heads(4, 1, 16), 3 * sum(sizes.lengths))
+    calls = decode.calls_of(driver, 1.0, cache, sizes)
+    assert len({args[2].sum().item() for args in calls.sets}) == len(calls.sets) == 3
+    for maker in decode.peers_of(driver, calls, sizes).values():
+        for work, args in zip(maker(132), calls.sets, strict=True):
+            assert_near(work().view_as(args[0]), calls.op.reference(*args))
+
+
+def test_what_does_not_run_is_told_and_the_others_are_measured(driver: fake_driver.FakeDriver) -> None:
+    calls, contests = (importlib.import_module(f"benchmarks.gpu.{name}") for name in ("calls", "contests"))
+
+    def broken(*args: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError("not on this device\nand more")
+
+    wrong = nr.op(demand=nr.Demand(hbm_bytes=1e3), name="wrong", kernels={"triton": "nanort.kernels.silu_mul:none"})
+    x = torch.randn(2, 8)
+    with contests.arena(driver, SCALE) as here:
+        found = here.contest("x", calls.Calls(wrong(torch.add), [(x, x)]), {"torch": lambda sms: [lambda: x + x]})
+        other = here.contest("y", calls.Calls(ops.silu_mul, [(x, x)]), {"broken": lambda sms: [lambda: broken(x)]})
+        (absent,) = here.errors(calls.Calls(wrong(torch.add), [(x, x)]))
+    names = {row.name: row.met for row in (*found.rows(), *other.rows(), absent) if "does not run" in row.name}
+    missed = "wrong.triton{} does not run: AttributeError: module 'nanort.kernels.silu_mul' has no attribute 'none'"
+    broken_one = "broken, y, {} SMs does not run: NotImplementedError: not on this device"
+    assert names == {
+        **{missed.format(where): False for where in (", x, 132 SMs", ", x, 64 SMs", "")},
+        **{broken_one.format(sms): None for sms in (132, 64)},
+    }
+    assert set(found.seconds) == {("torch", 132), ("torch", 64)}
+    assert set(other.seconds) == {("silu_mul.triton", 132), ("silu_mul.triton", 64)}
+
+
+def test_cases_that_find_no_time_are_named() -> None:
+    contests = importlib.import_module("benchmarks.gpu.contests")
+    measure = importlib.import_module("benchmarks.measure")
+    (row,) = contests.until(-1.0, 1.0, ["one", "two"], lambda case: iter([measure.Row(case, "s", None)]))
+    assert (row.name, row.found.p50) == ("left out after -1 s: one; two", 2.0)
+
+
+@pytest.mark.parametrize(("added", "share"), [(0.0, 0.0), (6e-5, 1.0), (1.2e-4, 2.0), (math.nan, math.inf)])
+def test_errors_are_shares_of_what_the_tests_allow(
+    added: float, share: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = importlib.import_module("benchmarks.gpu.calls")
+    assert all(TOLERANCES[dtype] == allowed for dtype, allowed in calls.TOLERANCES.items())
+    body = f"def off(x, *, out, scratch, sms): out.copy_(x + float('{added}'))"
+    (tmp_path / "off_by.py").write_text(body, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "off_by", raising=False)
+    off = nr.op(demand=nr.Demand(hbm_bytes=1e3), name="off", kernels={"out": "off_by:off"})(torch.clone)
+    assert calls.Calls(off, [(torch.full((4,), 2.0),)]).error("out", 1) == pytest.approx(share, rel=0.01)
 
 
 def test_every_part_is_run() -> None:
@@ -185,6 +310,20 @@ def test_gpu_tests_pass_on_the_fake_driver_and_are_skipped_without_a_gpu(argumen
     assert done.returncode == 0, done.stdout
     assert said in done.stdout
     assert (" passed" in done.stdout) == ("--fake" in arguments)
+
+
+def test_benchmarks_of_kernels_are_run_by_themselves(tmp_path: Path) -> None:
+    saved = tmp_path / "found.json"
+    command = [sys.executable, "-m", "benchmarks.bench_kernels", "kernel_linear", "--scale", str(SCALE)]
+    command += ["--driver", "fake_driver:FakeDriver", "--save", str(saved)]
+    paths = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
+    done = subprocess.run(command, cwd=ROOT, env=paths, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout
+    found = json.loads(saved.read_text(encoding="utf-8"))
+    assert found["command"] == "python -m benchmarks.bench_kernels"
+    assert [(part["name"], part["failed"]) for part in found["parts"]] == [("kernel_linear", "")]
+    known = importlib.import_module("benchmarks.bench_kernels").KERNELS
+    assert sorted(part.name for part in known) == [name for name in PARTS if name.startswith("kernel_")]
 
 
 def test_parts_run_where_numba_cannot_be_imported(tmp_path: Path) -> None:

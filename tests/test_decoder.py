@@ -178,7 +178,7 @@ def test_a_step_of_decode_or_prefill_alone_has_no_node_for_the_other() -> None:
 def test_only_attention_and_appends_touch_a_layers_cache() -> None:
     graph = decoder(TINY, nr.Layout(decode=2, prefill=5), pages=8, requests=3, table_width=2)
     touching = [node.name for node in graph.nodes if any(value.name == "kv.1" for value in node.inputs)]
-    assert touching == ["layer1.kv_append", "layer1.decode_attention", "layer1.prefill_attention"]
+    assert touching == ["layer1.rope_kv_append", "layer1.decode_attention", "layer1.prefill_attention"]
     assert [root.name for root in graph.roots if root.batch == 0] == ["tokens", "positions", "slots", "requests"]
     constants = {root.name: (root.shape, root.dtype) for root in graph.roots if root.kind == "constant"}
     assert constants == TINY.weights(torch.float32)

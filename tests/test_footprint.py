@@ -87,9 +87,11 @@ def test_unknown_capability_is_refused() -> None:
 
 
 def test_shipped_footprints_are_found_by_operator_and_kernel() -> None:
-    found = footprint("silu_mul", "triton", 90)
-    assert found is not None
-    assert programs_per_sm(found, 90) > 0
+    shipped, _ = load()
+    assert {capability for capability, _ in shipped} == {80, 90, 100}
+    for (capability, name), expected in shipped.items():
+        assert footprint(*name.split("."), capability) == expected
+        assert programs_per_sm(expected, capability) >= 1
     assert footprint("silu_mul", "torch", 90) is footprint("nothing", "triton", 90) is None
 
 

@@ -24,6 +24,9 @@ def test_linear(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     exact = torch.einsum("...k,nk->...n", x.double(), weight.double() * scale)
     assert_near(ops.linear(x, weight * scale), exact)
     assert_near(ops.linear(x, weight * scale, bias), exact + bias.double())
+    residual = normal(*shape[:-1], 6, dtype=dtype, seed=1)
+    assert_near(ops.linear(x, weight * scale, bias, residual), exact + bias.double() + residual.double())
+    assert_near(ops.linear(x, weight * scale, None, residual), exact + residual.double())
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -101,6 +104,18 @@ def test_kv_append_fills_the_slots_and_nothing_else(page_size: int) -> None:
     for slot, key, value in zip(slots, k, v, strict=True):
         assert torch.equal(kv[slot // page_size, :, slot % page_size], torch.stack((key, value)))
     assert kv.ne(0).sum() == k.numel() + v.numel()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rope_kv_append_is_rope_then_kv_append(dtype: torch.dtype) -> None:
+    q, k, v = (normal(5, heads, 6, dtype=dtype, seed=heads) for heads in (4, 2, 3))
+    v, positions, slots = v[:, :2], torch.tensor([9, 0, 4, 1, 300]), torch.tensor([11, 0, 3, 4, 7])
+    kv, wanted = (torch.full((3, 2, 4, 2, 6), torch.nan, dtype=dtype) for _ in range(2))
+    ops.kv_append(wanted, ops.rope(k, positions, theta=500.0), v, slots)
+    assert torch.equal(
+        ops.rope_kv_append(kv, q, k, v, positions, slots, theta=500.0), ops.rope(q, positions, theta=500.0)
+    )
+    torch.testing.assert_close(kv, wanted, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("integer", [torch.int32, torch.int64])

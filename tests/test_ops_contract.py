@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import pytest
@@ -21,10 +22,11 @@ BATCHED = {
     "expert_combine": (0, 1, 2),
     "expert_linear": (0, 1),
     "kv_append": (1, 2, 3),
-    "linear": (0,),
+    "linear": (0, 3),
     "prefill_attention": (0, 3, 4),
     "rms_norm": (0,),
     "rope": (0, 1),
+    "rope_kv_append": (1, 2, 3, 4, 5),
     "route": (0,),
     "sample": (0, 1, 2, 3, 4),
     "silu_mul": (0, 1),
@@ -37,6 +39,7 @@ LAYOUTS = {
     "decode_attention": nr.Layout(decode=ROWS, kv_tokens=42),
     "kv_append": nr.Layout(decode=ROWS, kv_tokens=42),
     "prefill_attention": nr.Layout(prefill=(nr.Segment(4, past=5), nr.Segment(3))),
+    "rope_kv_append": nr.Layout(decode=ROWS, kv_tokens=42),
 }
 
 
@@ -48,6 +51,13 @@ def example(name: str) -> tuple[torch.Tensor, ...]:
     found = operator(name).arguments()
     assert found is not None
     return found
+
+
+@pytest.mark.parametrize("name", ops.__all__)
+def test_kernels_are_where_the_operator_says(name: str) -> None:
+    for path in operator(name).kernels.values():
+        module, _, function = path.partition(":")
+        assert callable(getattr(importlib.import_module(module), function))
 
 
 def tuple_of(result: Any) -> tuple[torch.Tensor, ...]:
@@ -156,6 +166,7 @@ REFUSED: list[tuple[str, list[tuple[tuple[int, ...], torch.dtype]]]] = [
     ("linear", [((4, 5), F32), ((5,), F32)]),
     ("linear", [((4, 5), F32), ((3, 5), torch.float16)]),
     ("linear", [((4, 5), F32), ((3, 5), F32), ((1,), F32)]),
+    ("linear", [((4, 5), F32), ((3, 5), F32), ((3,), F32), ((1, 3), F32)]),
     ("rms_norm", [((4, 5), F32), ((1,), F32)]),
     ("add_rms_norm", [((4, 5), F32), ((1, 5), F32), ((5,), F32)]),
     ("rope", [((4, 2, 5), F32), ((4,), I64)]),
@@ -172,6 +183,10 @@ REFUSED: list[tuple[str, list[tuple[tuple[int, ...], torch.dtype]]]] = [
     ("kv_append", [KV, ((3, 2, 6), F32), ((3, 2, 6), F32), ((4,), I64)]),
     ("kv_append", [KV, ((3, 2, 6), F32), ((1, 2, 6), F32), ((3,), I64)]),
     ("kv_append", [KV, ((3, 2, 6), torch.float16), ((3, 2, 6), F32), ((3,), I64)]),
+    ("rope_kv_append", [KV, ((3, 4, 6), F32), ((3, 2, 6), F32), ((3, 2, 6), F32), ((3,), I64), ((4,), I64)]),
+    ("rope_kv_append", [KV, ((3, 4, 8), F32), ((3, 2, 6), F32), ((3, 2, 6), F32), ((3,), I64), ((3,), I64)]),
+    ("rope_kv_append", [KV, ((4, 4, 6), F32), ((3, 2, 6), F32), ((3, 2, 6), F32), ((3,), I64), ((3,), I64)]),
+    ("rope_kv_append", [KV, ((3, 4, 6), F32), ((3, 2, 6), F32), ((1, 2, 6), F32), ((3,), I64), ((3,), I64)]),
     ("page_gather", [KV, ((3,), F32)]),
     ("page_scatter", [KV, ((3,), I64), ((1, 2, 4, 2, 6), F32)]),
     ("decode_attention", [((3, 3, 6), F32), KV, ((3, 4), I64), ((3,), I64)]),

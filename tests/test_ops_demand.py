@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -58,6 +59,19 @@ def test_linear_flops(shape: tuple[int, ...]) -> None:
     assert demand(ops.linear, x, weight).flops == counted(F.linear, x, weight)
     additions = x.shape[:-1].numel() * 3  # PyTorch counts none
     assert demand(ops.linear, x, weight, bias).flops == counted(F.linear, x, weight) + additions
+    residual = torch.ones(*shape[:-1], 3)
+    assert demand(ops.linear, x, weight, bias, residual).flops == counted(F.linear, x, weight) + 2 * additions
+
+
+def test_linear_tiles() -> None:
+    def tiles(m: int, n: int, k: int) -> int:
+        return demand(ops.linear, torch.ones(m, k, device="meta"), torch.ones(n, k, device="meta")).tiles
+
+    assert tiles(2048, 2048, 64) == 16 * 16  # of 128 x 128
+    assert tiles(2049, 2048, 64) == 17 * 16
+    assert tiles(1, 4096, 512) == 128  # of 64 x 32
+    assert tiles(65, 4096, 4096) == 2 * 128 * 4  # each in parts of 1024 products
+    assert tiles(0, 4096, 4096) == 0
 
 
 @pytest.mark.parametrize(
@@ -103,6 +117,10 @@ def test_lookups_read_the_rows_looked_up() -> None:
 def test_cache_writes_are_those_of_the_rows_and_pages() -> None:
     kv, k, v, slots = example(ops.kv_append, torch.bfloat16)
     assert demand(ops.kv_append, kv, k, v, slots).hbm_bytes == nbytes(slots) + 2 * nbytes(k, v)
+    kv, q, k, v, positions, slots = example(ops.rope_kv_append, torch.bfloat16)
+    asked = demand(ops.rope_kv_append, kv, q, k, v, positions, slots)
+    assert asked.hbm_bytes == nbytes(positions, slots) + 2 * nbytes(q, k, v)
+    assert asked.flops == demand(ops.rope, q, positions).flops + demand(ops.rope, k, positions).flops
     kv, pages = example(ops.page_gather, torch.bfloat16)
     moved = nbytes(pages) + 2 * nbytes(kv[pages])
     assert demand(ops.page_gather, kv, pages).hbm_bytes == moved
@@ -145,7 +163,15 @@ def test_decode_attention_reads_the_cached_tokens(dtype: torch.dtype) -> None:
     args = attention_args(3, dtype)
     asked = demand(ops.decode_attention, *args, layout=nr.Layout(decode=3, kv_tokens=sum(lengths)))
     assert asked.flops == dense_flops(lengths)
-    assert asked.hbm_bytes == 2 * nbytes(args[0]) + token_bytes(sum(lengths), dtype)
+    found = nbytes(*args[3:]) + 12 * args[2].itemsize  # the rows' requests and positions, and twelve pages of 4 tokens
+    assert asked.hbm_bytes == 2 * nbytes(args[0]) + token_bytes(sum(lengths), dtype) + found
+
+
+@pytest.mark.parametrize(("rows", "tokens", "tiles"), [(3, 46, 3), (3, 193, 4), (1, 6400, 100), (0, 0, 0)])
+def test_decode_attention_is_shared_out_by_tokens_and_heads_of_the_cache(rows: int, tokens: int, tiles: int) -> None:
+    args = attention_args(rows, torch.float32)
+    asked = demand(ops.decode_attention, *args, layout=nr.Layout(decode=rows, kv_tokens=tokens))
+    assert asked.tiles == KV_HEADS * tiles
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -154,7 +180,16 @@ def test_prefill_attention_computes_causal_pairs(dtype: torch.dtype) -> None:
     layout = nr.Layout(prefill=(nr.Segment(4, past=5), nr.Segment(3)))
     asked = demand(ops.prefill_attention, *args, layout=layout)
     assert asked.flops == dense_flops([6, 7, 8, 9, 1, 2, 3])
-    assert asked.hbm_bytes == 2 * nbytes(args[0]) + token_bytes(9 + 3, dtype)
+    found = nbytes(*args[3:]) + 3 * args[2].itemsize  # the rows' requests and positions, and three pages of 4 tokens
+    assert asked.hbm_bytes == 2 * nbytes(args[0]) + token_bytes(9 + 3, dtype) + found
+
+
+def test_prefill_attention_is_shared_out_by_rows_and_heads_of_the_cache() -> None:
+    """64 query heads a tile, those of a row that share a head of the cache side by side."""
+    group = HEADS // KV_HEADS
+    for rows in (1, 64 // group, 64 // group + 1, 1000):
+        asked = demand(ops.prefill_attention, *attention_args(rows, torch.float32), layout=nr.Layout(prefill=rows))
+        assert asked.tiles == KV_HEADS * math.ceil(rows * group / 64)
 
 
 def test_pieces_of_attention_do_the_work_of_the_whole() -> None:

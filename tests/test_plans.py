@@ -150,7 +150,7 @@ def test_a_model_carries_plans_from_bucket_to_bucket_and_says_the_same() -> None
 
     def said(**options: object) -> tuple[list[tuple[int, ...]], list[tuple[str, ...]]]:
         with LLM(config, weights, ByteTokenizer(), policy="list", **options) as llm:
-            batches = [llm.generate([[1, 2, 3] * 9] * requests, params) for requests in (2, 3)]
+            batches = [llm.generate([[1, 2, 3] * 15] * requests, params) for requests in (2, 3)]
             tokens = [completion.tokens for batch in batches for completion in batch]
             return tokens, [plan.schedule.why for plan in llm.plans]
 

@@ -254,7 +254,7 @@ def test_a_plan_of_two_prompts_is_carried_over_to_a_step_of_one_whose_second_hal
     before = random_dags.schedule(cut, streams, lanes, second_first, H200)
     found = replan(replace(before, source=graph, split=Split(2)), model(nr.Layout(prefill=16)), guard=False)
     found.check()
-    attends, appends = "layer0.prefill_attention/1", "layer0.kv_append/0"
+    attends, appends = "layer0.prefill_attention/1", "layer0.rope_kv_append/0"
     before_times, times = ({a.name: (a.start, a.end) for a in one.assignments} for one in (before, found))
     assert before_times[attends][1] <= before_times[appends][0]
     assert times[attends][0] >= times[appends][1]

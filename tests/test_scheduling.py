@@ -293,7 +293,7 @@ def test_effort_is_the_number_of_schedules_judged() -> None:
     assert {effort for _, effort, _, _ in seen} == {9}
     assert [best for _, _, best, _ in seen] == sorted((best for _, _, best, _ in seen), reverse=True)
     assert all(bound <= best for _, _, best, bound in seen)
-    assert (schedule.effort, schedule.truncated) == (4, False), "a structure of two mechanisms, for two cuts"
+    assert (schedule.effort, schedule.truncated) == (6, False), "one of two mechanisms and one to borrow in, two cuts"
     for effort in (7, 100):
         assert planned(mixed_step(), H200, effort=effort).effort == effort
 

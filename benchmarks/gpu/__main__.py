@@ -17,9 +17,10 @@ from benchmarks.measure import machine
 REAL = "nanort.driver:current"
 
 
-def main(argv: Sequence[str] | None = None, known: Sequence[Part] = PARTS) -> int:
+def main(argv: Sequence[str] | None = None, known: Sequence[Part] = PARTS, *, module: str = "gpu") -> int:
     """Runs parts, prints their tables and saves what they found; 0 if all came to their end, goals met or not."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu")
+    command = f"python -m benchmarks.{module}"
+    parser = argparse.ArgumentParser(prog=command)
     names = [part.name for part in known]
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(names)}; all without any")
     parser.add_argument("--budget", type=float, default=420.0, metavar="SECONDS", help="for all parts")
@@ -29,14 +30,14 @@ def main(argv: Sequence[str] | None = None, known: Sequence[Part] = PARTS) -> in
     parser.add_argument(
         "--driver", default=REAL, metavar="MODULE:FUNCTION", help="what makes the driver that parts are given"
     )
-    parser.add_argument("--save", type=Path, metavar="FILE", help="not benchmarks/results/<gpu>-<date>.json")
+    parser.add_argument("--save", type=Path, metavar="FILE", help="not a file of benchmarks/results")
     options = parser.parse_args(argv)
     if unknown := sorted(set(options.parts) - set(names)):
         parser.error(f"there is no part {', '.join(unknown)}: give some of {', '.join(names)}")
     if options.driver == REAL and not torch.cuda.is_available():
         parser.error("torch sees no GPU")
-    about = {"command": "python -m benchmarks.gpu", "scale": options.scale, "machine": machine()}
-    where = options.save or ROOT / "benchmarks/results" / _file_name(about["machine"])
+    about = {"command": command, "scale": options.scale, "machine": machine()}
+    where = options.save or ROOT / "benchmarks/results" / _file_name(module, about["machine"])
     parts = [part for part in known if part.name in (options.parts or names)]
     results = list[Result]()
     for result in run(parts, driver=options.driver, scale=options.scale, budget=options.budget):
@@ -52,10 +53,10 @@ def main(argv: Sequence[str] | None = None, known: Sequence[Part] = PARTS) -> in
     return 1 if failed else 0
 
 
-def _file_name(where: dict[str, str | int | float]) -> str:
-    """``h200-2026-11-22.json``."""
+def _file_name(module: str, where: dict[str, str | int | float]) -> str:
+    """``h200-2026-11-22.json``, with the module's name before the date where it is not benchmarks.gpu."""
     gpu = re.sub(r"[^a-z0-9]+", "-", str(where.get("gpu", "")).lower().removeprefix("nvidia")).strip("-")
-    return f"{gpu or 'none'}-{where['date']}.json"
+    return f"{gpu or 'none'}{'' if module == 'gpu' else f'-{module}'}-{where['date']}.json"
 
 
 if __name__ == "__main__":

@@ -8,10 +8,10 @@ import numpy as np
 
 import nanort as nr
 from benchmarks.gpu import attention
-from benchmarks.gpu.layers import DIM, DTYPE, SHARED, tensors
+from benchmarks.gpu.layers import DIM, SHARED, tensors
 from benchmarks.gpu.places import device_of
 from benchmarks.gpu.races import fixed, running, timed
-from benchmarks.gpu.timing import ROUNDS, interleave, sized
+from benchmarks.gpu.timing import DTYPE, ROUNDS, interleave, sized
 from benchmarks.measure import Row, Spread
 from nanort import ops
 from nanort.costs.neighbours import profile_of
@@ -58,7 +58,7 @@ def measure(driver: Driver, scale: float) -> Iterator[Row]:
         for how, known in ((MODEL, None), (SOLO, profile))
     }
     with running(plans[SOLO], tensors(driver, graph)) as runs:
-        found = interleave({sms: timed(driver, run) for sms, run in runs.items()}, scale)
+        found = interleave({sms: timed(driver, run, scale) for sms, run in runs.items()}, scale)
     for how, made in plans.items():
         for sms, plan in made.items():
             name = f"attention on {sms} SMs, products on {usable - int(sms)}"

@@ -8,9 +8,9 @@ import torch
 
 import nanort as nr
 from benchmarks.gpu import attention
-from benchmarks.gpu.layers import DIM, DTYPE, SHARED, tensors
+from benchmarks.gpu.layers import DIM, SHARED, tensors
 from benchmarks.gpu.races import race
-from benchmarks.gpu.timing import sized
+from benchmarks.gpu.timing import DTYPE, sized
 from benchmarks.measure import Row
 from nanort import ops
 from nanort.driver import Driver

@@ -8,12 +8,11 @@ import torch
 
 import nanort as nr
 from benchmarks.gpu import attention
-from benchmarks.gpu.timing import sized
+from benchmarks.gpu.timing import DTYPE, sized
 from nanort import ops
 from nanort.driver import Driver
 
 DIM, PAGE = 128, 16  # of a head; tokens of a page
-DTYPE = torch.bfloat16
 SHARED = 4
 """Query heads that share keys and values."""
 

@@ -30,7 +30,7 @@ def measure(driver: Driver, scale: float) -> Iterator[Row]:
         BESIDE: nr.co_schedule(graph, device, nano_batches=(1,)),
     }
     with running(plans, tensors(driver, graph)) as runs:
-        found = interleave({name: timed(driver, run) for name, run in runs.items()}, scale)
+        found = interleave({name: timed(driver, run, scale) for name, run in runs.items()}, scale)
     what = f"a step of {sizes.layers} layers, {sizes.swap} of the {sizes.pages} pages of each swapped both ways"
     yield Row(f"{what}: {ALONE}", "s", Spread.of(found[ALONE]))
     yield compared(f"{what}: {IN_TURN}", found[IN_TURN], ALONE, found[ALONE], unit="s")

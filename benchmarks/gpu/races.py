@@ -14,7 +14,7 @@ import torch
 
 import nanort as nr
 from benchmarks.gpu.places import device_of
-from benchmarks.gpu.timing import device_seconds, finish, interleave
+from benchmarks.gpu.timing import device_seconds, finish, interleave, sized
 from benchmarks.measure import Row, Spread, compared
 from nanort.compare import Row as Plan
 from nanort.driver import Driver
@@ -84,7 +84,7 @@ def race(
         plans[PARTITIONED] = partitioned.schedule
     with running(plans, tensors) as runs:
         refuse_unlike(driver, plans, runs)
-        found = interleave({name: timed(driver, run) for name, run in runs.items()}, scale)
+        found = interleave({name: timed(driver, run, scale) for name, run in runs.items()}, scale)
     told = {
         name: f"{graph.name}, {name}: {plan.mechanism}, {'cut' if plan.split else 'uncut'}"
         for name, plan in plans.items()
@@ -136,9 +136,9 @@ def running(plans: Mapping[str, nr.Schedule], tensors: Tensors) -> Iterator[dict
         yield runs
 
 
-def timed(driver: Driver, run: Run) -> Callable[[], float]:
+def timed(driver: Driver, run: Run, scale: float) -> Callable[[], float]:
     """What tells the device's seconds of a run."""
-    return partial(device_seconds, driver, CALLER, run, QUEUED)
+    return partial(device_seconds, driver, CALLER, run, sized(QUEUED, scale))
 
 
 def refuse_unlike(driver: Driver, plans: Mapping[str, nr.Schedule], runs: Mapping[str, Run]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +20,9 @@ Work = Callable[[], object]
 
 ROUNDS, WARMUP = 15, 2
 
+DTYPE = torch.float32 if os.environ.get("TRITON_INTERPRET") == "1" else torch.bfloat16
+"""What is computed in; Triton's interpreter, which stands in for a GPU, gets bfloat16 wrong."""
+
 
 def interleave(
     variants: Mapping[str, Callable[[], float | list[float]]], scale: float, rounds: int = ROUNDS
@@ -26,7 +30,7 @@ def interleave(
     """What each variant tells in every round, (rounds,) or (rounds, figures); each round in an order of its own."""
     rng, order = random.Random(0), list(variants)
     found: dict[str, list[float | list[float]]] = {name: [] for name in variants}
-    for this_round in range(-WARMUP, sized(rounds, scale, 2)):
+    for this_round in range(-sized(WARMUP, scale), sized(rounds, scale, 2)):
         rng.shuffle(order)
         for name in order:
             told = variants[name]()
@@ -116,7 +120,7 @@ def times_for(seconds: float, alone: float) -> int:
     return max(1, round(seconds / alone))
 
 
-def random_tensor(driver: Driver, *shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+def random_tensor(driver: Driver, *shape: int, dtype: torch.dtype = DTYPE) -> torch.Tensor:
     """Normal numbers on the device that keep the size of what they multiply; zeros would run faster than real data."""
     return torch.randn(shape, dtype=dtype, device=driver.device).div_(shape[-1] ** 0.5)
 

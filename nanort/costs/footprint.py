@@ -70,7 +70,10 @@ LIMITS = {
     90: Limits(228 * KIB, 2048, 32),
     100: Limits(228 * KIB, 2048, 32),
 }
-"""By compute capability, as the CUDA C++ Programming Guide has it (Technical Specifications per Compute Capability)."""
+"""By compute capability, as the CUDA C++ Programming Guide has it (Technical Specifications per Compute Capability).
+
+The tensor memory of Blackwell (100) is not counted: of two kernels that use it, one may have to wait.
+"""
 
 
 def programs_per_sm(footprint: Footprint, capability: int) -> int:
@@ -103,9 +106,9 @@ def fit_together(a: Footprint, b: Footprint, capability: int) -> bool:
 
 
 def footprint(operator: str, kernel: str, capability: int) -> Footprint | None:
-    """The largest footprint that the compiler gave an operator's kernel at the sizes of a model; None if it has none.
+    """The most that any launch of an operator's kernel takes of an SM at the sizes of a model; None if it has none.
 
-    It is that of the typical call of which an SM holds the fewest programs, as compiled when this nanort was made.
+    What fits beside that fits beside each of them. It is what Triton's compiler said when this nanort was made.
     """
     return _compiled().get((capability, f"{operator}.{kernel}"))
 

@@ -30,7 +30,7 @@ from nanort.scheduling.tuning import part
 
 POLICIES: dict[str, tuple[Policy, ...]] = {
     "serial": (),
-    "list": (ListPolicy(quick=True),),
+    "list": (ListPolicy(quick=True), ListPolicy(borrow=True, quick=True)),
     "search": tuple(ListPolicy(order, borrow) for borrow in (False, True) for order in ORDERS),
 }
 """The baseline; the most promising structure of each mechanism; every structure in every order, and the best tuned."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -14,6 +15,11 @@ from nanort.runtime.partitions import partitions
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fake", action="store_true", help="on the fake of the driver: proves these tests, not the GPU")
     parser.addoption("--graphs", type=int, default=200, help="how many random graphs are run")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("fake"):
+        os.environ["TRITON_INTERPRET"] = "1"  # kernels run on the CPU; read when one of them is imported
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

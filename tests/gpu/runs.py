@@ -30,15 +30,26 @@ def settle(driver: Driver) -> None:
 
 
 def repeated(
-    driver: Driver, schedule: Schedule, tensors: Mapping[str, torch.Tensor], *, capture: bool, runs: int
+    driver: Driver,
+    schedule: Schedule,
+    tensors: Mapping[str, torch.Tensor],
+    *,
+    capture: bool,
+    runs: int,
+    strict: bool = False,
 ) -> list[Tensors]:
-    """Outputs and states after each of ``runs`` runs from the same states; a graph must not fall back to launches."""
+    """Outputs and states after each of ``runs`` runs from the same states; a graph must not fall back to launches.
+
+    With ``strict``, nor may a kernel fall back to its operator's reference.
+    """
     given = placed(schedule.graph, tensors, driver.device)
     inputs, constants, states = random_dags.by_kind(schedule.graph, given)
     found = []
     with warnings.catch_warnings():
         warnings.filterwarnings("error", module=r"nanort\.runtime\.")
-        with nr.Executor(schedule, constants=constants, states=states, backend="cuda", capture=capture) as run:
+        with nr.Executor(
+            schedule, constants=constants, states=states, backend="cuda", capture=capture, strict=strict
+        ) as run:
             for _ in range(runs):
                 for name, state in states.items():
                     state.copy_(tensors[name])

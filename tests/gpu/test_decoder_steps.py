@@ -10,35 +10,50 @@ import nanort as nr
 from nanort import graphs
 from nanort.driver import Driver
 from nanort.scheduling.schedule import Schedule
-from tolerances import assert_near
+from tolerances import TOLERANCES, assert_near
 
-SIZES = {"decode": 5, "context": 40, "prefill": 19}
+SIZES = {"decode": 3, "context": 20, "prefill": 7}
 CONFIG = replace(graphs.CONFIGS["tiny"], layers=2)
+PLANS = [
+    (1, True, torch.bfloat16),
+    (2, True, torch.bfloat16),
+    (2, True, torch.float32),
+    (3, False, torch.float32),
+]
+"""Pieces of the batch, whether the step is captured, and what it is computed in."""
 
 
-def tensors_of(schedule: Schedule) -> runs.Tensors:
+def tensors_of(schedule: Schedule, dtype: torch.dtype = torch.float32) -> runs.Tensors:
     assert schedule.graph.layout is not None
     noise = torch.Generator().manual_seed(0)
     states = {
-        root.name: torch.randn(root.shape, generator=noise) for root in schedule.graph.roots if root.kind == "state"
+        root.name: torch.randn(root.shape, generator=noise).to(dtype)
+        for root in schedule.graph.roots
+        if root.kind == "state"
     }
     inputs = graphs.step_inputs(CONFIG, schedule.graph.layout, **SIZES)
-    return inputs | graphs.random_weights(CONFIG, torch.float32) | states
+    return inputs | graphs.random_weights(CONFIG, dtype) | states
 
 
-@pytest.mark.parametrize("pieces", [2, 3])
-def test_a_nano_batched_step_computes_what_eager_does(driver: Driver, device: nr.Device, pieces: int) -> None:
-    graph = graphs.decoder_step(CONFIG, **SIZES, dtype=torch.float32)
+@pytest.mark.parametrize(("pieces", "capture", "dtype"), PLANS, ids=str)
+def test_a_step_of_kernels_computes_what_eager_does(
+    driver: Driver, device: nr.Device, pieces: int, capture: bool, dtype: torch.dtype
+) -> None:
+    if driver.device == "cpu" and dtype == torch.bfloat16:
+        pytest.skip("Triton's interpreter gets bfloat16 wrong")
+    graph = graphs.decoder_step(CONFIG, **SIZES, dtype=dtype)
     schedule = nr.co_schedule(graph, device, policy="list", nano_batches=(pieces,), guard=False)
-    given = tensors_of(schedule)
+    given = tensors_of(schedule, dtype)
     reference = runs.placed(schedule.graph, given, driver.device)
     expected = schedule.graph.eager(**reference)
-    for outputs in runs.repeated(driver, schedule, given, capture=False, runs=3):
+    expected |= {name: state for name, state in reference.items() if name.startswith("kv.")}
+    times = 2 if driver.device == "cpu" else 5
+    for outputs in runs.repeated(driver, schedule, given, capture=capture, runs=times, strict=True):
         for name, tensor in expected.items():
-            if tensor.is_floating_point():
-                assert_near(outputs[name], tensor.cpu())
-            else:
-                assert torch.equal(outputs[name], tensor.cpu()), name
-        for name, state in reference.items():
-            if name.startswith("kv."):
-                assert_near(outputs[name], state.cpu())
+            found, right = outputs[name], tensor.cpu()
+            if dtype == torch.float32 and right.is_floating_point():
+                assert_near(found, right)
+            elif dtype == torch.float32:
+                assert torch.equal(found, right), name
+            elif right.is_floating_point():  # rounded in every operator, it is near as a whole
+                assert (found.double() - right.double()).norm() <= TOLERANCES[dtype] * right.double().norm(), name
