@@ -204,7 +204,7 @@ def test_generate_prints_text_or_json() -> None:
     assert call("generate", "ab", "cd", "--model", "tiny", "--max-new-tokens", "3").startswith("> ab\n")
 
 
-@pytest.mark.parametrize("command", ["demo", "doctor", "plan", "run", "solve", "generate"])
+@pytest.mark.parametrize("command", ["demo", "doctor", "plan", "run", "profile", "kernels", "solve", "generate"])
 def test_every_command_has_help_with_an_example(command: str) -> None:
     assert f"nanort {command}" in call(command, "--help").split("Example:")[1]
 

@@ -538,8 +538,8 @@ def test_kernel_that_refuses_leaves_the_reference_to_run_and_the_log_is_told_onc
     (record,) = caplog.records
     assert (record.name, record.levelname) == ("nanort", "WARNING")
     assert record.getMessage() == (
-        "program own: the kernel 'own' of scale takes contiguous tensors, not strides (3, 1): node scale and its like run "
-        "the reference"
+        "program own: the kernel 'own' of scale takes contiguous tensors, not strides (3, 1): node scale and its like "
+        "run the reference"
     )
 
 
