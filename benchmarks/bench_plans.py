@@ -17,7 +17,7 @@ from nanort.costs.profile import Pair, Profile
 from nanort.scheduling.bounds import ideal
 
 POINTS = (43, 64, 85)
-BESIDE = ("rope", "silu_mul", "add_rms_norm", "kv_append", "prefill_attention", "rms_norm")
+BESIDE = ("rope_kv_append", "silu_mul", "add_rms_norm", "prefill_attention", "rms_norm")
 ASSUMED = Profile(
     "h200",
     132,

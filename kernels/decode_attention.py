@@ -94,7 +94,7 @@ def _attend(
         group = head * GROUP + heads
         query = tl.load(q + row.to(tl.int64) * q_row + group[:, None] * q_head + dims[None, :], mask=inside, other=0.0)
         table = pages + request_of(requests, row, tables) * pages_row
-        keys = kv + head * KV_HEAD + dims[None, :]
+        keys = kv + head.to(tl.int64) * KV_HEAD + dims[None, :]
         top = tl.full([HEADS], NEVER, tl.float32)
         chances = tl.zeros([HEADS, BLOCK], tl.float32)  # summed over blocks here, and over warps once, after the loop
         sums = tl.zeros([HEADS, DIMS], tl.float32)

@@ -57,7 +57,7 @@ class Kernel:
             static: as the operator takes it.
 
         Raises:
-            ValueError: it does not take such arguments.
+            ValueError: it does not take such arguments, or it needs more scratch.
         """
         if reason := self.refuses(*args, **static):
             raise ValueError(reason)
@@ -67,6 +67,8 @@ class Kernel:
         needed = self.scratch_bytes(*args, sms=sms, **static)
         if scratch is None and needed:
             scratch = torch.empty(needed, dtype=torch.uint8, device=device)
+        if needed and scratch is not None and scratch.nbytes < needed:
+            raise ValueError(f"needs {needed} bytes of scratch, not {scratch.nbytes}")
         self.prepared(*args, out=out, scratch=scratch, sms=sms, **static)()
         return out
 

@@ -24,7 +24,7 @@ def linear(
     if not out.numel():
         return out
     rows, result = x.flatten(0, -2) if x.dim() > 1 else x[None], out.view(-1, len(weight))
-    added = residual.view(result.shape) if bias is None and residual is not None else bias
+    added = residual.reshape(result.shape) if bias is None and residual is not None else bias
     if added is None:
         torch.mm(rows, weight.T, out=result)
     else:

@@ -91,7 +91,7 @@ HALVES = (
     Tile(128, 64, 64, per_sm=2), Tile(128, 128, 64, stages=3, per_sm=2), Tile(128, 256, 64, warps=8),
 )  # fmt: skip
 """For float16 and bfloat16: from 64 rows on for the tensor cores of Hopper, the smaller ones to draw on memory."""
-SINGLES = (Tile(16, 64, 32), Tile(64, 64, 32, warps=8, stages=3))
+SINGLES = (Tile(16, 64, 32, warps=8), Tile(64, 64, 32, warps=8, stages=3))
 """For float32."""
 RAGGED = (Tile(16, 64, 64), Tile(64, 64, 32, warps=8), Tile(128, 128, 32, warps=8))
 """For 16-bit numbers whose rows do not start at multiples of 16 bytes, which pass through registers."""
@@ -231,7 +231,7 @@ def _fitting(tiles: tuple[Tile, ...]) -> tuple[Tile, ...]:
 def _scratch(tiles: tuple[Tile, ...]) -> Callable[..., int]:
     """The rule for the bytes of all parts of the tiles that are shared out."""
 
-    def needed(x: torch.Tensor, weight: torch.Tensor, *_: Any, sms: int) -> int:
+    def needed(x: torch.Tensor, weight: torch.Tensor, *_: Any, sms: int, **__: Any) -> int:
         tile, split = _tiling(x, weight, sms, tiles)
         left = tile.count(math.prod(x.shape[:-1]), len(weight)) % sms if split > 1 else 0
         return left * split * tile.part_bytes
@@ -265,7 +265,7 @@ def coresident(
     scratch: torch.Tensor | None,
     sms: int,
 ) -> Sequence[Launch]:
-    """The same by one program an SM, of which it takes half of the registers and 97 KiB of shared memory at most.
+    """The same by one program an SM, which takes 97 KiB of shared memory and, for 16-bit numbers, half the registers.
 
     An SM of Hopper has 228 KiB and 64 Ki registers. Beside 97 KiB, of which the system takes one, there is room for two
     programs of 64 KiB and the one that the system takes of each; beside 8 warps of 128 registers a thread, which are
@@ -350,6 +350,7 @@ def typical() -> Iterator[Typical]:
     yield _typical(linear, 2048, 4096, 4096, torch.float16)
     yield _typical(linear, 2048, 4096, 4095)
     yield _typical(linear, 2048, 4096, 4096, torch.float32)
+    yield _typical(linear, 16, 4096, 4096, torch.float32)
 
 
 def _typical(product: Kernel, m: int, n: int, k: int, dtype: torch.dtype = torch.bfloat16) -> Typical:

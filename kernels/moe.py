@@ -242,11 +242,14 @@ def _route_tile(x: torch.Tensor, weight: torch.Tensor) -> Tile:
 
 
 def _route_parts(x: torch.Tensor, weight: torch.Tensor) -> tuple[int, int]:
-    """In how many parts the sums are cut, and terms of each but the last: as shapes say, whatever the SMs."""
-    tile, n = _route_tile(x, weight), x.shape[1]
-    tiles = triton.cdiv(len(x), tile.rows) * triton.cdiv(len(weight), tile.columns)
+    """In how many parts the sums are cut, and terms of each but the last: as shapes say, whatever the SMs.
+
+    Scratch is reserved before addresses are known, on which the tile depends: 128 is a multiple of the depth of all.
+    """
+    n = x.shape[1]
+    tiles = triton.cdiv(len(x), 16 if len(x) <= FEW_ROWS else 64) * triton.cdiv(len(weight), 128)
     size = triton.cdiv(n, triton.cdiv(ROUTE_PIECES, max(tiles, 1)))
-    size = max(triton.cdiv(size, tile.depth) * tile.depth, ROUTE_PART)
+    size = max(triton.cdiv(size, 128) * 128, ROUTE_PART)
     return max(triton.cdiv(n, size), 1), size
 
 
@@ -272,7 +275,7 @@ def route(
     assert scratch is not None, "the plan is called with the scratch that it asks for"
     tile = _route_tile(x, weight)
     splits, size = _route_parts(x, weight)
-    partial = scratch.view(torch.float32)
+    partial = scratch[: 4 * rows * splits * experts].view(torch.float32)
     arguments = {
         "x": x, "x_stride": x.stride(0), "weight": _described(x, weight, tile), "weight_stride": weight.stride(0),
         "partial": partial,

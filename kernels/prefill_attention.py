@@ -14,8 +14,8 @@ from nanort.kernels.kernel import Typical, kernel, meta
 from nanort.kernels.launch import Launch
 from nanort.kernels.paging import offset_of, page_of, refuses, request_of
 
-UNSEEN = tl.constexpr(-1e30)
-"""The score of a token that a row does not see: finite, so that no difference of two is NaN."""
+NEVER = tl.constexpr(-1e30)
+"""Below every score, and finite: the difference of two of them is a number."""
 NONE = tl.constexpr(2**31 - 1)
 MOST_ORDERED = 1024
 """Tiles beyond which their order matters little: each program has many, long ones and short ones."""
@@ -25,7 +25,7 @@ MOST_ORDERED = 1024
 def _pages_at(table, start, last, width, cached, PAGE_SIZE: tl.constexpr, BLOCK: tl.constexpr):
     """The pages of a block of tokens; only one, a scalar, if they all lie in it."""
     tokens = start if PAGE_SIZE % BLOCK == 0 else start + tl.arange(0, BLOCK)
-    there = tl.minimum(tokens, last).to(tl.uint32)  # unsigned is divided by a mere shift
+    there = tl.minimum(tokens, tl.maximum(last, 0)).to(tl.uint32)  # unsigned is divided by a mere shift
     return page_of(table, there, True, width, cached, PAGE_SIZE)
 
 
@@ -50,7 +50,7 @@ def _attend(
         k = tl.load(key, mask=real, other=0.0) if DIM < COLUMNS else tl.load(key)
         scores = tl.dot(lines, tl.trans(k), input_precision="ieee")
         if MASKED:
-            scores = tl.where(tokens[None, :] <= seen[:, None], scores, UNSEEN)
+            scores = tl.where(tokens[None, :] <= seen[:, None], scores, float("-inf"))
         higher = tl.maximum(best, tl.max(scores, 1) * scale)
         weights = tl.exp2(scores * scale - higher[:, None])
         kept = tl.exp2(best - higher)
@@ -76,7 +76,7 @@ def _order(
     tokens = tl.load(positions + final).to(tl.int64)
     several = tl.load(requests + first) != tl.load(requests + final)
     tokens += tl.where(several, tl.load(positions + first) + BLOCK, 0)
-    key = tl.where(each < tiles, tokens * TILES + each, -1)
+    key = tl.where(each < tiles, tl.maximum(tokens, 0) * TILES + each, -1)
     tl.store(plan + 1 + each, (tl.sort(key, descending=True) % TILES).to(tl.int32), mask=each < tiles)
 
 
@@ -94,10 +94,8 @@ def _prefill(
     piece = tl.program_id(0)
     while piece < pieces:
         tile = piece // kv_heads
-        following = piece + tl.num_programs(0)
-        if plan is not None:  # whoever is done takes the next piece, the longest first
+        if plan is not None:
             tile = tl.load(plan + 1 + tile)
-            following = tl.atomic_add(plan, 1, sem="relaxed")
         head = piece % kv_heads
         line = tile * TILE + tl.arange(0, TILE)
         pending = line < rows * GROUP
@@ -115,7 +113,7 @@ def _prefill(
             last = tl.max(tl.where(mine, seen, -1), 0)
             table = pages + request.to(tl.int64) * table_stride
             state = (
-                tl.full((TILE,), UNSEEN, tl.float32),
+                tl.full((TILE,), NEVER, tl.float32),
                 tl.zeros((TILE,), tl.float32),
                 tl.zeros((TILE, COLUMNS), tl.float32),
             )
@@ -129,12 +127,16 @@ def _prefill(
                 table, width, cached, PAGE_SIZE, DIM, COLUMNS, BLOCK, True,
             )  # fmt: skip
             _, total, mixed = state
+            total = tl.where(total == 0.0, 1.0, total)  # of no tokens
             # Found anew, from what this loop found, lest every address be kept in registers through it.
             stored = tl.where(mine, line, 0)
             target = (stored // GROUP).to(tl.int64) * out_row + (head * GROUP + stored % GROUP) * out_head
             target = target[:, None] + column[None, :]
             tl.store(out + target, (mixed * (1.0 / total)[:, None]).to(out.dtype.element_ty), mask=mine[:, None] & real)
-        piece = following
+        if plan is not None:  # whoever is done, and only then, takes the next piece, the longest first
+            piece = tl.atomic_add(plan, 1, sem="relaxed")
+        else:
+            piece += tl.num_programs(0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,6 +51,11 @@ def test_linear(shape: tuple[int, ...], bias: bool, residual: bool, dtype: torch
     assert_near(library.linear(x, weight, *ends), exact)
 
 
+def test_linear_adds_a_residual_whose_rows_are_not_in_one_piece() -> None:
+    x, weight, residual = normal(1, 2, 3, 5), normal(2, 4, 5), normal(3, 2, 6, 4)[:, :3]
+    torch.testing.assert_close(library.linear(x, weight, None, residual), x @ weight.T + residual)
+
+
 def test_linear_fills_rows_of_a_wider_tensor() -> None:
     x, weight, residual = normal(1, 4, 5), normal(2, 3, 5), normal(3, 4, 9)[:, 3:6]
     wide = torch.full((4, 9), 99.0, dtype=torch.float64)

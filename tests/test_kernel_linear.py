@@ -140,6 +140,19 @@ def test_scratch_is_what_the_parts_take(monkeypatch: pytest.MonkeyPatch) -> None
     assert linear.scratch_bytes(*args, sms=2) == 0
 
 
+def test_scratch_that_is_too_small_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, SINGLES[0], 3)
+    args = arguments(5, 7, 100, torch.float32)
+    scratch = torch.empty(linear.scratch_bytes(*args, sms=2) - 1, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="bytes of scratch"):
+        linear(*args, scratch=scratch, sms=2)
+
+
+def test_what_is_added_may_come_by_keyword() -> None:
+    x, weight, bias, residual = arguments(5, 7, 9, torch.float32)
+    assert_near(linear(x, weight, bias=bias, residual=residual, sms=3), exact([x, weight, bias, residual]))
+
+
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_refusals(kernel: Kernel) -> None:
     x, weight = meta(4, 8), meta(5, 8)

@@ -99,6 +99,23 @@ def test_route_of_rows_in_a_larger_tensor() -> None:
     assert weights[[0, -1]].isnan().all()
 
 
+@pytest.mark.parametrize(("rows", "n"), [(150, 7168), (70, 14336), (2000, 4096)])
+def test_route_asks_for_as_much_scratch_wherever_its_arguments_lie(rows: int, n: int) -> None:
+    x, weight = meta(rows, n), meta(8, n)
+    shifted = meta(8 * n + 1)[1:].view(8, n)
+    assert moe._copied(x, weight) > moe._copied(x, shifted)
+    assert route.scratch_bytes(x, shifted, sms=3, top_k=2) == route.scratch_bytes(x, weight, sms=3, top_k=2)
+    for tile in (moe._route_tile(x, weight), moe._route_tile(x, shifted)):
+        assert moe._route_parts(x, weight)[1] % tile.depth == 0
+
+
+def test_route_in_scratch_that_other_kernels_need_more_of() -> None:
+    x, weight = normal(5, 3, 8), normal(6, 4, 8)
+    scratch = torch.full((route.scratch_bytes(x, weight, sms=3, top_k=2) + 2,), 0xFF, dtype=torch.uint8)
+    assert torch.equal(route(x, weight, scratch=scratch, sms=3)[0], route(x, weight, sms=3)[0])
+    assert (scratch[-2:] == 0xFF).all()
+
+
 # expert_linear and expert_combine.
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from triton import knobs
 from triton.runtime.errors import InterpreterError
+from triton.runtime.interpreter import InterpreterBuilder
 
 from nanort import ops
 from nanort.kernels import prefill_attention as module
@@ -134,6 +135,32 @@ def test_padding_of_a_bucket() -> None:
     out = prefill_attention(q, found.kv, table, positions, requests.clamp(max=1), sms=3)
     assert_near(out[9:], torch.ones(2, 4, 16, dtype=torch.float64))
     assert not out.isnan().any()
+
+
+@pytest.mark.parametrize("sms", [1, 3])
+def test_rows_without_tokens_get_zeros(sms: int) -> None:
+    """Beside a row of their request that sees some, in a tile of their own, and in the last tile of three."""
+    found = filled([(0, 4), (0, 9), (0, 1)], 4, 1, 16, torch.float16)
+    positions, requests = torch.full((100,), -1), torch.repeat_interleave(torch.arange(3), torch.tensor([4, 40, 56]))
+    positions[:6] = torch.tensor([0, -1, 3, 1, 8, 4])
+    args = queries(100, 4, 16, torch.float16), found.kv, found.pages, positions, requests
+    out = prefill_attention(*args, sms=sms)
+    assert not out[positions < 0].any()
+    some = positions >= 0
+    assert_near(out[some], exact(args[0][some], found.kv, found.pages, positions[some], requests[some]))
+
+
+def test_no_program_takes_a_piece_before_it_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or the last ones would go to whoever began first, not to whoever is free."""
+    done: list[str] = []
+    for name in ("create_masked_store", "create_atomic_rmw"):
+        call = getattr(InterpreterBuilder, name)
+        noted = lambda *args, name=name, call=call: (done.append(name), call(*args))[1]  # noqa: E731
+        monkeypatch.setattr(InterpreterBuilder, name, noted)
+    found = filled([(0, 96)], 16, 1, 16, torch.float16)
+    args = queries(96, 4, 16, torch.float16), found.kv, found.pages, *rows_of([(0, 96)])
+    prefill_attention(*args, sms=1)
+    assert done[-6:] == ["create_masked_store", "create_atomic_rmw"] * 3
 
 
 def test_no_rows() -> None:

@@ -138,9 +138,10 @@ class _Steps:
             event = events.setdefault(step.event, len(events)) if isinstance(step, (Record, Wait)) else 0
             node = step.node if isinstance(step, (Launch, Copy)) else -1
             rows.append((kind, lane[step.stream], event, node))
-        columns = [np.ascontiguousarray(column) for column in np.array(rows, np.int64).reshape(len(rows), 4).T]
+        table = np.array(rows, np.int64).reshape(len(rows), 4)
+        kinds, lanes, numbers, nodes = (np.ascontiguousarray(table[:, column]) for column in range(4))
         pointers = np.searchsorted(owner, np.arange(len(rows) + 1)).astype(np.int64)
-        return _Steps(*columns, pointers, max(1, len(lane)), max(1, len(events)))
+        return _Steps(kinds, lanes, numbers, nodes, pointers, max(1, len(lane)), max(1, len(events)))
 
 
 def _scan(
@@ -239,10 +240,9 @@ def _hazard(program: Program, row: list[int]) -> Hazard:
             if apart
             else f"{first.name} has to be launched first"
         )
-    names = [step.name for step in nodes]
-    return Hazard(
-        kind, program.buffers[buffer].name, *([""] * (2 - len(names))), *names, missing, tuple(s.where for s in nodes)
-    )
+    before = nodes[0].name if len(nodes) > 1 else ""
+    where = tuple(step.where for step in nodes)
+    return Hazard(kind, program.buffers[buffer].name, before, nodes[-1].name, missing, where)
 
 
 def _of_output(program: Program, name: str, buffer: int, kind: str) -> Hazard:
