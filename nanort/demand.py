@@ -103,7 +103,7 @@ class Demand:
                 "a rigid demand cannot be cut: give the work (flops, hbm_bytes, ...) or a demand function"
             )
         work = {name: getattr(self, name) * fraction for name in WORK}
-        return replace(self, tiles=math.ceil(self.tiles * fraction), **work)
+        return replace(self, tiles=math.ceil(self.tiles * fraction * (1 - 1e-12)), **work)  # 100 * 0.07 is 7
 
 
 def _finite(name: str, figure: object) -> float:

@@ -64,6 +64,10 @@ class Node:
         """The fewest and most SMs it may run on, a pin of the user's counted in."""
         return self.sms or self.demand.span
 
+    def span_on(self, kind: str) -> tuple[int, int | None]:
+        """The same on a device of this kind: cores share any work out at will, whatever tiles kernels make of it."""
+        return self.span if kind == "cuda" else self.sms or self.demand.sms
+
 
 def identity(argument: Any) -> str:
     """What tells an argument from others in a graph's fingerprint."""

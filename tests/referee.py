@@ -65,6 +65,8 @@ def touched(program: Program, memory: MemoryPlan | None) -> list[tuple[Bytes, By
                 if isinstance(view, View):
                     if at in step.op.writes:
                         writes |= where(view, step.writes)
+                        if program.buffers[view.buffer].kind in ("result", "join", "empty"):
+                            reads |= where(view, step.writes)
                     else:
                         reads |= where(view, step.reads)
             for view in step.outs:
@@ -111,7 +113,7 @@ def is_racy(program: Program, memory: MemoryPlan | None = None) -> bool:
                     return True
                 if node[earlier] > node[later] and ours & theirs:
                     return True
-        if is_spoilt(reads):
+        if is_spoilt(reads) or ({p for p, _ in reads - writes} & {p for p, _ in writes - reads}):
             return True
         contents.update(writes)
     for view in program.outputs.values():

@@ -81,6 +81,16 @@ def test_a_piece_has_its_part_of_the_tiles() -> None:
     assert nr.Demand(flops=8, tiles=10).scaled(0.25) == nr.Demand(flops=2, tiles=3)
 
 
+def test_a_piece_has_no_tile_more_than_its_part() -> None:
+    assert [nr.Demand(flops=1, tiles=n).scaled(k / n).tiles for n, k in ((25, 7), (100, 7), (29, 15))] == [7, 7, 15]
+    assert nr.Demand(flops=1, tiles=1).scaled(1e-9).tiles == 1
+
+
+def test_cores_share_out_fewer_tiles_than_there_are_cores() -> None:
+    cpu, asked = nr.device("cpu").with_(sms=16, hbm_saturation_sms=(2, 4)), nr.Demand(flops=1e9)
+    assert Costs(cpu).solo(node(nr.Demand(flops=1e9, tiles=1)), 16) == Costs(cpu).solo(node(asked), 16)
+
+
 def test_cores_share_any_work_out_at_will() -> None:
     cpu, asked = nr.device("cpu").with_(sms=4, hbm_saturation_sms=(2, 4)), nr.Demand(flops=1e9)
     assert Costs(cpu).solo(node(nr.Demand(flops=1e9, tiles=5)), 4) == Costs(cpu).solo(node(asked), 4)

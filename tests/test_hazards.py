@@ -51,7 +51,7 @@ def test_a_mutant_is_reported_exactly_if_it_is_racy(kind: str) -> None:
                 assert bool(hazards(program, memory)) == truth, f"{family.__name__}({seed}): {hazards(program, memory)}"
                 verdicts[truth] += 1
     assert verdicts[True] > 5
-    assert verdicts[False] > (0 if kind == "dropped wait" else 5)
+    assert verdicts[False] > (0 if kind == "dropped wait" else 2)
 
 
 @pytest.mark.parametrize("family", random_dags.FAMILIES)
@@ -165,6 +165,57 @@ def test_large_programs_are_judged_by_machine_code_alike() -> None:
     waits = [at for at, s in enumerate(LARGE.instructions) if isinstance(s, Wait) and s.reason == "data"]
     at = waits[len(waits) // 2]
     assert hazards(replace(LARGE, instructions=LARGE.instructions[:at] + LARGE.instructions[at + 1 :])) != ()
+
+
+@nr.op(demand=random_dags.WORK, writes=("kv",), cells={"kv": lambda layout, **_: layout.own_cells}, axes="rows")
+def _append(kv: torch.Tensor, x: torch.Tensor, *, layout: nr.Layout | None = None) -> None:
+    kv[: len(x)] += x
+
+
+def test_boxes_of_a_state_with_cells_meet_its_cells_and_not_each_other() -> None:
+    graph = nr.Graph("boxes", layout=nr.Layout(decode=4, kv_tokens=40))
+    x, kv = graph.input("x", (4, 2), torch.float32), graph.state("kv", (8, 2), torch.float32)
+    _append(kv, x)
+    _add(kv[0:4], x)
+    _add(kv[4:8], x)
+    streams = random_dags.streams(nr.device("h200"), random.Random(1))
+    program = nr.lower(random_dags.schedule(graph, streams, [0, 0, 1]))
+    assert hazards(program) == ()
+    assert hazards(without(program, 0)) != ()
+
+
+def changed_in_place() -> Program:
+    graph = nr.Graph("in place")
+    x = graph.input("x", (4, 2), torch.float32)
+    y = graph.call(torch.relu, x, demand=random_dags.WORK, name="relu")
+    z = graph.call(torch.abs, graph.call(torch.neg, x, demand=random_dags.WORK, name="neg"), demand=random_dags.WORK)
+    _add(y, z)
+    graph.output(o=graph.call(torch.exp, y, demand=random_dags.WORK, name="exp"))
+    return nr.lower(nr.co_schedule(graph, nr.device("h200"), policy="serial"))
+
+
+def moved(program: Program, one: str, to: str, far: int = 0) -> MemoryPlan:
+    memory, at = plan_memory(program), {buffer.name: buffer.index for buffer in program.buffers}
+    device = list(memory.device)
+    device[at[one]] = (device[at[to]] or 0) + far
+    return replace(memory, device=tuple(device))
+
+
+def test_what_is_changed_in_place_has_to_be_there() -> None:
+    program = changed_in_place()
+    left = replace(program, instructions=tuple(s for s in program.instructions if getattr(s, "name", "") != "relu"))
+    assert [h.kind for h in hazards(left)] == ["unwritten"]
+    spoilt = moved(program, "neg", "relu")
+    assert {h.kind for h in hazards(program, spoilt)} == {"overwritten"}
+    assert referee.is_racy(program, spoilt)
+
+
+@pytest.mark.parametrize("far", [0, 4])
+def test_a_step_may_not_write_over_what_it_reads(far: int) -> None:
+    program = changed_in_place()
+    spoilt = moved(program, "exp", "relu", far)
+    assert hazards(replace(program, outputs={}), spoilt) != ()
+    assert referee.is_racy(replace(program, outputs={}), spoilt)
 
 
 def _large() -> Program:

@@ -323,6 +323,18 @@ def test_equal_calls_are_one_point_and_every_kernel_its_own() -> None:
     assert sorted(found) == [("tiny", "reference"), ("twice", "fast"), ("twice", "reference")]
 
 
+def test_calls_of_few_tiles_are_measured_on_the_sms_that_they_use_alone_and_beside_others() -> None:
+    g = nr.Graph("g")
+    x = g.input("x", (16, 16), torch.float32)
+    y = g.call(torch.relu, x, demand=nr.Demand(hbm_bytes=1e9, tiles=5), name="few", example=(x,))
+    g.output(z=g.call(torch.neg, y, demand=nr.Demand(flops=1e12), name="busy", example=(x,)))
+    meter = Still()
+    found = [[(part.node.op.name, part.sms) for part in point] for point in points([Operands(g, GUESS, {})], meter)]
+    assert [sms for (name, sms), *beside in found if name == "relu" and not beside] == [5]
+    assert [("neg", 132), ("relu", 5)] in found
+    assert not [point for point in found if ("relu", 5) in point and ("neg", 64) in point]
+
+
 def test_spans_are_kept_and_rigid_nodes_and_what_uses_the_host_left_out() -> None:
     g = nr.Graph("g")
     x = g.input("x", (16, 16), torch.float32)

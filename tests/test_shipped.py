@@ -62,6 +62,8 @@ def test_a_given_profile_comes_first_and_an_empty_one_leaves_the_model(folder: P
 def test_another_device_of_that_name_is_another_device(folder: Path) -> None:
     profile().save(folder / "h200.json")
     assert shipped(H200.with_(sms=128)) is None
+    assert shipped(H200.with_(hbm_bandwidth=9e12)) is None, "what is asked is what such a device would do"
+    assert shipped(H200.with_(memory_bytes=1 << 36)) == shipped(H200) is not None
     assert shipped(nr.device("h100")) is None
     assert shipped(nr.device("cpu")) is None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -121,6 +122,27 @@ def test_a_plan_does_not_rely_on_it_but_a_measurement_tries_it(
     other = nr.co_schedule(graph(), H200, measure=device(overlaps=False))
     assert (other.mechanism, other.makespan) == (plain.mechanism, plain.makespan)
     assert {a.kernel for a in other.assignments} == {"cublas", "triton"}
+
+
+def test_it_is_tried_where_nothing_else_was_predicted_to_gain() -> None:
+    config = replace(graphs.CONFIGS["llama-3-8b"], layers=2)
+    step, asked = graphs.decoder_step(config, decode=256, context=1280, prefill=1024), list[Schedule]()
+
+    def measure(schedules: Sequence[Schedule]) -> list[list[float]]:
+        asked.extend(schedules)
+        return [[2.0 if schedule.mechanism == "serial" else 1.0] * 7 for schedule in schedules]
+
+    assert nr.co_schedule(step, H200, policy="list").mechanism == "serial"
+    kept = nr.co_schedule(step, H200, policy="list", measure=measure)
+    assert [schedule.mechanism for schedule in asked] == ["co-resident", "serial"]
+    assert kept.mechanism == "co-resident"
+    assert kept.why[0].startswith("measured, 7 interleaved runs each")
+
+
+def test_pairs_that_are_supposed_are_called_so(occupy: Callable[[Footprint, Footprint], None]) -> None:
+    occupy(SMALL, SMALL)
+    found = supposed_pairs(graph(), H200, Profile("h200", 132, "NVIDIA H200", (), about={"by": "a test"}))
+    assert str(found).endswith("by a test; slowdowns supposed, not measured")
 
 
 def test_a_decoder_step_is_tried_with_the_kernels_that_are_shipped() -> None:

@@ -183,11 +183,12 @@ class Profile:
             changes["hbm_saturation_sms"] = (round(self.figures["hbm_saturation_sms"]),) * 2
         return device.with_(**changes, flops={**device.flops, **rates}) if self.figures else device
 
-    def with_pairs(self, pairs: Iterable[Pair]) -> Profile:
-        """The same with other slowdowns of co-resident operators."""
+    def with_pairs(self, pairs: Iterable[Pair], **about: str) -> Profile:
+        """The same with other slowdowns of co-resident operators, and what is to be said of them."""
         return Profile(
             self.device, self.sms, self.machine, self.measurements, pairs,
-            {name: curve.points for name, curve in self.exchange.items()}, self.versions, self.figures, self.about,
+            {name: curve.points for name, curve in self.exchange.items()}, self.versions, self.figures,
+            self.about | about,
         )  # fmt: skip  # its arguments in order
 
     def save(self, path: str | os.PathLike[str]) -> None:

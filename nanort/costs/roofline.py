@@ -80,7 +80,7 @@ class Costs:
         return found
 
     def _solo(self, node: Node, sms: int) -> Cost:
-        most = node.span[1]
+        most = node.span_on(self.device.kind)[1]
         sms = sms if most is None else min(sms, most)
         performance = self.profile.performance(node, sms) if self.profile and sms else None  # a copy holds no SMs
         if performance is None:

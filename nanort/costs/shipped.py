@@ -5,8 +5,9 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-from nanort.costs.profile import Profile
+from nanort.costs.profile import FIGURES, Profile
 from nanort.devices import Device
+from nanort.devices import device as known
 
 PROFILES = Path(__file__).with_name("profiles")
 
@@ -18,7 +19,12 @@ def shipped(device: Device) -> Profile | None:
     everything to the cost model.
     """
     found = _read(device.name) if device.kind == "cuda" else None
-    return found if found is not None and found.sms == device.sms else None
+    if found is None or found.sms != device.sms:
+        return None
+    usual = known(device.name)
+    fitted = found.fitted(usual)
+    own = all(getattr(device, name) in (getattr(usual, name), getattr(fitted, name)) for name in (*FIGURES, "flops"))
+    return found if own else None  # else the figures are the user's, who asks for another device
 
 
 @cache

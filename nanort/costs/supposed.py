@@ -42,8 +42,9 @@ def supposed_pairs(graph: Graph, device: Device, profile: Profile | None = None)
     ]
     if not pairs:
         return None
-    base = profile or Profile(device.name, device.sms, "supposed, not measured", ())
-    return base.with_pairs(pairs)
+    if profile is None:
+        return Profile(device.name, device.sms, "supposed, not measured", (), pairs)
+    return profile.with_pairs(pairs, slowdowns="supposed, not measured")
 
 
 def _bound(graph: Graph, costs: Costs) -> dict[str, str]:

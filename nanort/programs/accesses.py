@@ -10,7 +10,7 @@ import numpy as np
 from nanort.compiled import Ints
 from nanort.edges import Access
 from nanort.layout import Cells
-from nanort.programs.memory import MemoryPlan
+from nanort.programs.memory import PLANNED, MemoryPlan
 from nanort.programs.program import Buffer, Copy, Launch, Program, View
 
 Ranges = tuple[tuple[int, int], ...]
@@ -45,21 +45,25 @@ class Accesses:
 def accesses(program: Program, memory: MemoryPlan | None = None) -> Accesses:
     """What every launch and copy of ``program`` touches; ``memory`` says which buffers share bytes, none without it."""
     places = [_place(buffer, memory) for buffer in program.buffers]
-    indexed = _indexed(program)
+    indexed, boxes = _indexed(program), _boxes(program)
     bytes_of: dict[View, Ranges] = {}  # most views are touched more than once
     rows = list[tuple[int, int, int, int, int, int]]()
     for at, step in enumerate(program.instructions):
         if isinstance(step, (Launch, Copy)):
             for view, cells, writes in _touched(step, program.buffers, indexed):
                 buffer = view.buffer
+                space, shift = places[buffer]
+                if (ranges := bytes_of.get(view)) is None:
+                    ranges = bytes_of[view] = _ranges(view, program.buffers[buffer].dtype.itemsize)
                 if buffer in indexed:
-                    space, shift = APART + len(places) + buffer, 0
+                    boxed = cells is None and not view.is_whole(program.buffers[buffer])
+                    if buffer in boxes:  # a box meets all cells, and boxes only where they cross
+                        held = ranges if boxed else ((0, program.buffers[buffer].nbytes),)
+                        rows += [
+                            (at, space, low, high, writes * (cells is None), buffer) for low, high in held if low < high
+                        ]
+                    space, shift, writes = APART + len(places) + buffer, 0, writes * (not boxed)
                     ranges = cells if cells is not None else ((FIRST_CELL, indexed[buffer]),)
-                else:
-                    space, shift = places[buffer]
-                    if (known := bytes_of.get(view)) is None:
-                        known = bytes_of[view] = _ranges(view, program.buffers[buffer].dtype.itemsize)
-                    ranges = known
                 rows += [(at, space, shift + low, shift + high, writes, buffer) for low, high in ranges if low < high]
     columns = np.array(rows, np.int64).reshape(len(rows), 6).T
     return Accesses(*(np.ascontiguousarray(column) for column in columns))
@@ -98,6 +102,14 @@ def _indexed(program: Program) -> dict[int, int]:
     return above
 
 
+def _boxes(program: Program) -> set[int]:
+    """States that some step reaches a box of."""
+    by_root = {buffer.root: buffer.index for buffer in program.buffers if buffer.kind == "state"}
+    steps = (step for step in program.instructions if isinstance(step, (Launch, Copy)))
+    stated = (access for step in steps for access in (*step.reads, *(step.writes if isinstance(step, Launch) else ())))
+    return {by_root[access.root] for access in stated if access.root in by_root and access.region.box is not None}
+
+
 def _touched(
     step: Launch | Copy, buffers: Sequence[Buffer], indexed: dict[int, int]
 ) -> Iterator[tuple[View, Cells | None, int]]:
@@ -112,6 +124,8 @@ def _touched(
             yield view, _cells(step.reads, buffers[view.buffer], indexed), 0
     for at in changed:
         if isinstance(view := step.args[at], View):
+            if buffers[view.buffer].kind in PLANNED:  # what is changed in part has to be there
+                yield view, None, 0
             yield view, _cells(step.writes, buffers[view.buffer], indexed), 1
     for view in step.outs:
         yield view, None, 1

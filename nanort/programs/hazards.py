@@ -163,9 +163,9 @@ def _scan(
 ) -> int:
     """Plays the instructions; fills rows of ``found``, and returns how many.
 
-    A row is (kind, earlier step, later step, buffer, the buffer whose contents were there before). Instructions have
-    ``kinds, lanes, events, nodes`` and ``pointers`` to their accesses, those ``first`` and ``last`` atoms, ``writes``
-    and ``buffers``; and there are, all zero but ``owners`` to begin with:
+    A row is (kind, earlier step, later step, the buffer that is spoilt, the one whose contents were there before).
+    Instructions have ``kinds, lanes, events, nodes`` and ``pointers`` to their accesses, those ``first`` and ``last``
+    atoms, ``writes`` and ``buffers``; and there are, all zero but ``owners`` to begin with:
 
     - owners [atoms]: whose contents an atom has, -1 for nobody's.
     - clocks [lanes, lanes]: how many steps of each lane are over before a lane goes on.
@@ -188,7 +188,7 @@ def _scan(
         for access in range(pointers[step], pointers[step + 1]):
             buffer = buffers[access]
             for atom in range(first[access], last[access]):
-                kind, earlier, owner = -1, -1, owners[atom]
+                kind, earlier, owner, spoilt = -1, -1, owners[atom], buffer
                 if written[3, atom] == 1 and written[2, atom] != step:
                     other = written[0, atom]
                     unordered = other != lane and written[1, atom] > clocks[lane, other]
@@ -208,12 +208,14 @@ def _scan(
                             unordered = other != lane and reads[atom, other] > clocks[lane, other]
                             if unordered or (owner == buffer and nodes[reader] > nodes[step]):
                                 kind, earlier = 1, reader
+                        elif kind < 0 and reads[atom, other] > 0 and owner != buffer and owner >= 0:
+                            kind, earlier, spoilt = 4, step, owner  # it reads there itself
                         reads[atom, other] = 0
                     owners[atom] = buffer
                     written[0, atom], written[1, atom], written[2, atom], written[3, atom] = lane, number, step, 1
                 if kind >= 0 and total < found.shape[0]:
                     found[total, 0], found[total, 1], found[total, 2] = kind, earlier, step
-                    found[total, 3], found[total, 4] = buffer, owner
+                    found[total, 3], found[total, 4] = spoilt, owner
                     total += 1
         clocks[lane, lane] = number
     return total

@@ -58,8 +58,8 @@ class View:
         return tensor.as_strided(self.shape, self.strides, self.offset + tensor.storage_offset())
 
     def meta(self, dtype: torch.dtype) -> torch.Tensor:
-        """A tensor of its shape and strides without memory."""
-        return torch.empty_strided(self.shape, self.strides, dtype=dtype, device="meta")
+        """A tensor of its shape, strides and offset without memory."""
+        return torch.empty(0, dtype=dtype, device="meta").as_strided(self.shape, self.strides, self.offset)
 
     def is_whole(self, buffer: Buffer) -> bool:
         """Whether it shows the whole buffer as it is."""

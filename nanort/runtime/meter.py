@@ -92,10 +92,11 @@ class GpuMeter:
         return Sample.of(part.call, times, clocks, beside.call if beside else None)
 
     def _groups(self, point: Point) -> tuple[Group, ...]:
-        """Disjoint groups of SMs; the whole device for parts that hold all of it."""
-        if any(part.sms == self.device.sms for part in point):
+        """Disjoint groups of SMs; the whole device for parts that hold all of it, or that no groups can hold."""
+        sizes, grain = [part.sms for part in point], self.device.sm_granularity
+        if sum(sizes) > self.device.partitionable_sms or any(sms % grain for sms in sizes):
             return (whole(self.device, len(point)),) * len(point)
-        return split(self.device, [part.sms for part in point])
+        return split(self.device, sizes)
 
     @contextmanager
     def _loop(self, part: Part, group: Group) -> Iterator[_Loop]:

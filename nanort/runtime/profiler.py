@@ -65,7 +65,7 @@ def _measured(
     seen = {_key(measurement) for measurement in known}
     for node in graph.nodes:
         args = memory.args(node)
-        least, most = node.span
+        least, most = node.span_on(cpu.kind)
         if node.demand.is_rigid or (key := _key(Measurement.of(node, REFERENCE, 1, 1.0))) in seen:
             counts = range(0)
         else:

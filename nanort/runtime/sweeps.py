@@ -83,13 +83,18 @@ def points(benches: Iterable[Operands], meter: Meter) -> list[Point]:
                 part = Part(bench, step, kernel, device.sms)
                 parts.setdefault(part.call, part)
     longest = sorted(parts.values(), key=lambda part: -costs.solo(part.node, device.sms).seconds)
-    found = [(replace(part, sms=sms),) for sms in scattered(meter.counts) for part in longest if _fits(part, sms)]
+    held = (_held(part, sms, device) for sms in scattered(meter.counts) for part in longest)
+    alone = {part.call: (part,) for part in held if part is not None}
+    found = [*alone.values()]
     return found + (_side_by_side(longest, meter, costs) if meter.pairs else [])
 
 
-def _fits(part: Part, sms: int) -> bool:
-    least, most = part.node.span
-    return least <= sms <= (most or sms)
+def _held(part: Part, sms: int, device: Device) -> Part | None:
+    """The part on so many SMs; None where it cannot run on so few, or uses fewer, unless that is the whole device."""
+    least, most = part.node.span_on(device.kind)
+    if sms < least or (most is not None and most < sms < device.sms):
+        return None
+    return replace(part, sms=sms if most is None else min(sms, most))
 
 
 def _side_by_side(longest: Sequence[Part], meter: Meter, costs: Costs) -> list[Point]:
@@ -102,18 +107,18 @@ def _side_by_side(longest: Sequence[Part], meter: Meter, costs: Costs) -> list[P
     device, grain = meter.device, meter.device.sm_granularity
     sizes = [n for n in meter.counts if n % grain == 0 and n < device.partitionable_sms]
     splits = [(n, device.partitionable_sms - n) for n in sizes[:: math.ceil(len(sizes) / SPLITS) or 1]]
-    return [
-        (_at(one, ours, device), _at(other, theirs, device))
+    pairs = (
+        (_beside(one, ours, device), _beside(other, theirs, device))
         for ours, theirs in ((device.sms, device.sms), *scattered(splits))
         for one in busy
         for other in idle
-        if _fits(one, ours) and _fits(other, theirs)
-    ]
+    )
+    return [(one, other) for one, other in pairs if one is not None and other is not None]
 
 
-def _at(part: Part, sms: int, device: Device) -> Part:
-    """On so many SMs; on all of them, which it shares, by the kernel that is made for that."""
-    return replace(part, sms=sms, kernel=kernel_beside_others(part.node.op) if sms == device.sms else part.kernel)
+def _beside(part: Part, sms: int, device: Device) -> Part | None:
+    """The part on so many SMs; on all of them, which it shares, by the kernel that is made for that."""
+    return _held(replace(part, kernel=kernel_beside_others(part.node.op)) if sms == device.sms else part, sms, device)
 
 
 def scattered(items: Sequence[Item]) -> list[Item]:

@@ -185,7 +185,7 @@ def _grouped(node: Node, costs: Costs) -> float:
     smallest = -(-max(least, device.sm_minimum) // grain) * grain
     if smallest > usable:
         return alone
-    sizes = {smallest, usable} | {sms for sms in _telling_sms(node, costs) if smallest <= sms <= usable}
+    sizes = range(smallest, usable + 1, grain)
     return min(alone, *(sms * costs.solo(node, sms).seconds / usable for sms in sizes))
 
 
@@ -196,7 +196,8 @@ def _telling_sms(node: Node, costs: Costs) -> set[int]:
     extremes lie at the ends of the node's range and at measured counts. Where arithmetic is done in rounds of tiles,
     they lie at the fewest SMs that save a round as well.
     """
-    least, most = node.span[0], costs.device.sms if node.span[1] is None else min(node.span[1], costs.device.sms)
+    least, most = node.span_on(costs.device.kind)
+    most = costs.device.sms if most is None else min(most, costs.device.sms)
     measured = costs.profile.measured_sms(node) if costs.profile else set()
     tiles = node.demand.tiles if costs.device.kind == "cuda" and least else 0
     saving = {-(-tiles // rounds(tiles, sms)) for sms in range(least, most + 1)} if tiles else set()

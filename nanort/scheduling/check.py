@@ -66,7 +66,7 @@ def _streams(schedule: Schedule, slack: float) -> None:
             _refuse(f"{a.name!r} runs on stream {a.stream!r}, which the schedule does not have")
         if node.stream not in (None, a.stream):
             _refuse(f"{a.name!r} is pinned to stream {node.stream!r} and runs on {a.stream!r}")
-        least, most = node.span
+        least, most = node.span_on(schedule.device.kind)
         if stream.engine and (node.demand.engine != stream.engine):
             _refuse(f"{a.name!r} is no {stream.engine} transfer and runs on that copy engine")
         if not least <= a.sms <= min(stream.sms, stream.sms if most is None else most):

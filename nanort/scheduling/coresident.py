@@ -42,7 +42,8 @@ def prices(nodes: Sequence[Node], seconds: Sequence[float], counts: Sequence[int
     classes: dict[tuple[str, int], list[int]] = {}
     for kind, node in enumerate(nodes):
         if not node.demand.engine:
-            held = total if node.span[1] is None else min(node.span[1], total)
+            most = node.span_on(costs.device.kind)[1]
+            held = total if most is None else min(most, total)
             classes.setdefault((node.op.name, held), []).append(kind)
     work = {key: sum(seconds[kind] * counts[kind] for kind in members) for key, members in classes.items()}
     heaviest = sorted(classes, key=lambda key: -work[key])[:CLASSES]

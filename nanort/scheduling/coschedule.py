@@ -23,7 +23,7 @@ from nanort.scheduling.flat import Flat
 from nanort.scheduling.guard import Measure, fastest, measure_of
 from nanort.scheduling.list_schedule import ORDERS, ListPolicy, serial
 from nanort.scheduling.policy import Policy
-from nanort.scheduling.rivals import rivals
+from nanort.scheduling.rivals import overlapped, rivals
 from nanort.scheduling.schedule import Outlook, Schedule, Split
 from nanort.scheduling.search import Found, Progress, Search
 from nanort.scheduling.tuning import part
@@ -120,6 +120,9 @@ def co_schedule(
         schedule = _serial(search, *(next(iter(cuts.items())) if is_serial else (None, source)))
         if search.tops:
             said.append("the serial schedule is used: nothing was predicted to beat it at every saturation point")
+        guess = overlapped(search, cuts) if measured is not None and not is_serial else None
+        if measured is not None and guess is not None and guess[0].worst.gain > 1.0:  # only running it can tell
+            schedule, said = fastest(schedule, [_planned(*guess, source)], measured)
     else:
         raise _refusal(pinned, search)
     return replace(

@@ -157,6 +157,8 @@ def _streams(data: Mapping[str, Any], path: str | os.PathLike[str]) -> tuple[Str
 
 def _device(value: Any, where: str) -> Device:
     kinds: dict[str, Any] = {"str": str, "int": int, "float": float}
+    if isinstance(value, dict):
+        value = {"capability": 0} | value  # which files of the first version do not tell
     found = files.record(value, where, {f.name: kinds.get(str(f.type), (dict, list)) for f in fields(Device)})
     sheet = files.record(
         found["datasheet"], f"{where}: datasheet", {"flops": dict, "hbm_bandwidth": float, "source": str}

@@ -146,7 +146,8 @@ class Flat:
 
     def _held(self, sms: int) -> list[int]:
         """SMs that a node of each kind holds on a stream of ``sms`` SMs."""
-        return [sms if (most := node.span[1]) is None else min(sms, most) for node in self.examples]
+        spans = (node.span_on(self.device.kind) for node in self.examples)
+        return [sms if most is None else min(sms, most) for _, most in spans]
 
     def placed(self, saturation: int, streams: Sequence[Stream], lane: Sequence[int]) -> Modes:
         """What every node takes on the one of ``streams`` that ``lane`` has for it."""

@@ -25,13 +25,13 @@ def rivals(search: Search, found: Found, cuts: Cuts) -> list[tuple[Found, Cuts]]
     for (_, mechanism), (_, candidate) in sorted(search.tops.items(), key=lambda item: item[1][0]):
         tops.setdefault(mechanism, candidate)
     others = [candidate for candidate in tops.values() if candidate is not found.candidate]
-    supposed = _supposed(search, cuts)
+    supposed = overlapped(search, cuts)
     if supposed is not None:
         others = [candidate for candidate in others if candidate.structure.mechanism != CORESIDENT]
     return [(search.met(candidate), cuts) for candidate in others] + ([supposed] if supposed is not None else [])
 
 
-def _supposed(search: Search, cuts: Cuts) -> tuple[Found, Cuts] | None:
+def overlapped(search: Search, cuts: Cuts) -> tuple[Found, Cuts] | None:
     """The best co-resident plan if kernels overlap as far as their footprints allow; None where none can."""
     source = search.source
     profile = supposed_pairs(source.graph, source.device, source.profile)
