@@ -127,7 +127,7 @@ def _prefill(
                 table, width, cached, PAGE_SIZE, DIM, COLUMNS, BLOCK, True,
             )  # fmt: skip
             _, total, mixed = state
-            total = tl.where(total == 0.0, 1.0, total)  # of no tokens
+            total = tl.maximum(total, 1.0)  # the likeliest token counts 1; where there is none, all is 0
             # Found anew, from what this loop found, lest every address be kept in registers through it.
             stored = tl.where(mine, line, 0)
             target = (stored // GROUP).to(tl.int64) * out_row + (head * GROUP + stored % GROUP) * out_head
@@ -141,12 +141,17 @@ def _prefill(
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """How much a program takes on at once: lines (a row's query head each), tokens of a step, and how many fit."""
+    """How much a program takes on at once: lines (a row's query head each), tokens of a step, and how many fit.
+
+    With ``registers`` it is told how many a thread may have: left to itself, the compiler may spill for Blackwell, to
+    make room for programs that nobody launches.
+    """
 
     lines: int
     tokens: int
     warps: int
     per_sm: int
+    registers: int = 0
 
 
 def tile(lines: int, kv_heads: int, dim: int, itemsize: int, sms: int) -> Tile:
@@ -156,7 +161,7 @@ def tile(lines: int, kv_heads: int, dim: int, itemsize: int, sms: int) -> Tile:
     if dim > 128:
         return Tile(64, 32, 8, 1)
     if triton.cdiv(lines, 128) * kv_heads < sms:
-        return Tile(64, 32, 4, 2)
+        return Tile(64, 32, 4, 2, registers=255)
     return Tile(128, 64, 4, 2) if dim <= 64 else Tile(128, 64, 8, 1)
 
 
@@ -216,7 +221,7 @@ def prefill_attention(
         "head_stride": kv.stride(3), "table_stride": pages.stride(0),
         "PAGE_SIZE": page_size, "DIM": dim, "COLUMNS": max(16, triton.next_power_of_2(dim)), **size,
     }  # fmt: skip
-    return [*launches, Launch(_prefill, programs, arguments, warps=chosen.warps, stages=3)]
+    return [*launches, Launch(_prefill, programs, arguments, chosen.warps, stages=3, registers=chosen.registers)]
 
 
 def typical() -> Iterator[Typical]:
