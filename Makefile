@@ -10,7 +10,7 @@ INSTALL := $(PIP) install --constraint constraints.txt --no-build-isolation
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check verify gpu format clean
+.PHONY: help demo test check verify soak fuzz gpu format clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -32,6 +32,12 @@ check: .venv/.dev  ## judge format, style and types
 verify: .venv/.dev  ## run the checks that take minutes: tests/verify
 	$(BIN)/pytest tests/verify/test_greedy_tokens.py -rP
 	$(BIN)/pytest tests/verify --ignore tests/verify/test_greedy_tokens.py $(WORKERS)
+
+soak: .venv/.dev  ## judge 100,000 random programs and 20,000 broken ones for races: half an hour
+	$(BIN)/pytest --soak tests/verify/test_hazards.py tests/verify/test_mutants.py $(WORKERS) -rP
+
+fuzz: .venv/.dev  ## give broken files of every format to their readers: some hours
+	cd tests && ../$(BIN)/python -m fuzz all --runs 1000000
 
 # Uses what is installed and installs nothing: on a machine with a GPU that may be a Python with a CUDA build of PyTorch and
 # no way to a registry. There, make nanort importable with

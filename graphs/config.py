@@ -24,6 +24,8 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "num_experts_per_tok": 2,
     },
 }
+MOST_LAYERS = 4096
+"""Each takes time and memory before any weight is read, whatever a damaged config says."""
 _ONLY: dict[str, Any] = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "sliding_window": None}
 
 
@@ -65,6 +67,8 @@ class DecoderConfig:
             size = getattr(self, name)
             if type(size) is not int or size < 1:
                 raise ModelError(f"{name}={size!r} must be a positive whole number")
+        if self.layers > MOST_LAYERS:
+            raise ModelError(f"layers={self.layers} are more than any model has: {MOST_LAYERS} are the most")
         for name in ("eps", "theta"):
             figure = getattr(self, name)
             if not (isinstance(figure, (int, float)) and 0 < figure < math.inf):
@@ -101,7 +105,7 @@ class DecoderConfig:
         ropes = [config.get(key) or {} for key in ("rope_parameters", "rope_scaling")]
         for stated in ropes:
             kind = stated.get("rope_type", stated.get("type", "default")) if isinstance(stated, dict) else stated
-            if kind != "default":
+            if kind != "default" or not isinstance(stated, dict):
                 raise UnsupportedModelError(f"rope of type {kind!r} is not supported: only 'default', without scaling")
         rope = ropes[0] or ropes[1]
         hidden, heads = _whole(config, "hidden_size"), _whole(config, "num_attention_heads")
@@ -188,7 +192,7 @@ def random_weights(config: DecoderConfig, dtype: torch.dtype, seed: int = 0) -> 
 
 def _architecture(config: Mapping[str, Any]) -> str:
     named = config.get("architectures") or ["none"]
-    if not isinstance(named, list) or len(named) != 1 or named[0] not in _DEFAULTS:
+    if not isinstance(named, list) or len(named) != 1 or named[0] not in list(_DEFAULTS):
         called = ", ".join(map(str, named)) if isinstance(named, list) else repr(named)
         raise UnsupportedModelError(f"architecture {called} is not supported: {list(_DEFAULTS)} are")
     return str(named[0])

@@ -33,3 +33,25 @@ def failing() -> tuple[nr.Graph, list[int]]:
 
 
 WHERE = f"tests/failing.py:{failing.__code__.co_firstlineno + 5}"
+
+
+# Kernels whose rules fail: what they refuse, the scratch they need, their call that is made once.
+
+
+def _broken(*args: object, **static: object) -> int:
+    raise Broken("it is broken")
+
+
+def refusing(*args: object, **given: object) -> None:
+    pass
+
+
+def scratching(*args: object, **given: object) -> None:
+    pass
+
+
+def preparing(*args: object, **given: object) -> None:
+    pass
+
+
+refusing.refuses = scratching.scratch_bytes = preparing.prepared = _broken  # type: ignore[attr-defined]

@@ -196,19 +196,19 @@ def unpacked(graph: nr.Graph, name: str, output: torch.Tensor) -> torch.Tensor:
     return graph.layout.unpack(output) if len(output) == graph.layout.rows and name != "last" else output
 
 
-def streams(device: nr.Device, rng: random.Random) -> tuple[Stream, ...]:
-    """Up to 4 streams: groups of their own, some beside the whole device, or lanes that share it; and copy engines."""
-    count = rng.randint(1, 4)
+def streams(device: nr.Device, rng: random.Random, most: int = 4) -> tuple[Stream, ...]:
+    """Up to ``most`` streams, and copy engines: groups apart, some beside the whole device, or lanes that share it."""
+    count = rng.randint(1, most)
     grain = device.sm_granularity
     apart = partition.split(device, [max(grain, device.sm_minimum)] * min(count, device.partitionable_sms // grain))
-    groups = rng.choice((apart, (*apart[:3], partition.whole(device)), (partition.whole(device, lanes=count),)))
+    groups = rng.choice((apart, (*apart[: most - 1], partition.whole(device)), (partition.whole(device, lanes=count),)))
     return partition.streams(groups, rng.choice(((), partition.ENGINES)))
 
 
-def placed(graph: nr.Graph, rng: random.Random, device: nr.Device | None = None) -> Schedule:
+def placed(graph: nr.Graph, rng: random.Random, device: nr.Device | None = None, most: int = 4) -> Schedule:
     """A valid schedule that nobody would want: a random order, every node on a random stream that may carry it."""
     device = device or nr.device("h200")
-    available = streams(device, rng)
+    available = streams(device, rng, most)
     fits = [
         [k for k, s in enumerate(available) if s.engine in ("", node.demand.engine) and node.span[0] <= s.sms]
         for node in graph.nodes

@@ -1,163 +1,259 @@
-"""A second judge of races, which shares nothing with the first: sets of bytes, and the order as a graph."""
+"""A second judge of races, which shares nothing with the first: bytes as bits of a number, the order as sets of steps.
+
+And a third one, PyTorch's CUDA sanitizer, which is told of the same bytes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+import types
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache, lru_cache
+from unittest import mock
 
-import networkx as nx
 import numpy as np
-import torch
+from torch.cuda import _sanitizer
 
 from nanort.edges import Access
-from nanort.programs.accesses import accesses
 from nanort.programs.memory import MemoryPlan
 from nanort.programs.program import Copy, Launch, Program, Record, View, Wait
+from nanort.values import Region
 
-Place = tuple[object, ...]
-Bytes = set[tuple[Place, int]]
+Space = tuple[str, int]
+Touched = Mapping[tuple[Space, int], int]
+"""By memory and by the buffer that is meant: its bytes, bit n for byte n."""
+
+FIRST = 2
+"""Cells are numbered from -2 on: those of history and of elsewhere come before a step's rows."""
+
+MADE = ("result", "join", "empty")
 
 
-def touched(program: Program, memory: MemoryPlan | None) -> list[tuple[Bytes, Bytes]]:
-    """For every instruction, the bytes or cells that it reads and those that it writes, and whose contents they are."""
-    indexed = {
-        access.root
-        for step in program.instructions
-        if isinstance(step, (Launch, Copy))
-        for access in (*step.reads, *(step.writes if isinstance(step, Launch) else ()))
-        if access.region.cells is not None
-    }
-    every = {
-        cell
-        for step in program.instructions
-        if isinstance(step, (Launch, Copy))
-        for access in (*step.reads, *(step.writes if isinstance(step, Launch) else ()))
-        for low, high in access.region.cells or ()
-        for cell in range(low, high)
-    }
+def touched(program: Program, memory: MemoryPlan | None) -> list[tuple[Touched, Touched]]:
+    """For every instruction, what it reads and what it writes.
 
-    def where(view: View, stated: Sequence[Access]) -> Bytes:
-        buffer = program.buffers[view.buffer]
-        if buffer.root in indexed:
-            cells = set[int]()
-            for access in stated:
-                if access.root == buffer.root:
-                    parts = access.region.cells
-                    cells |= every if parts is None else {c for low, high in parts for c in range(low, high)}
-            return {(("cell", buffer.index, cell), buffer.index) for cell in cells}
-        size = view.offset + sum(s * (n - 1) for s, n in zip(view.strides, view.shape, strict=True)) + 1
-        numbers = torch.arange(max(size, 1)).as_strided(view.shape, view.strides, view.offset).flatten().tolist()
-        base: Place = ("own", buffer.index)
-        shift = 0
-        for arena, offsets in (("device", memory.device), ("host", memory.host)) if memory else ():
-            if (offset := offsets[buffer.index]) is not None:
-                base, shift = (arena,), offset
-        item = buffer.dtype.itemsize
-        return {((*base, shift + n * item + k), buffer.index) for n in numbers for k in range(item)}
-
+    A state that is reached through an index is a table, a row for each cell and a column for each byte of boxes: some
+    steps touch rows of it and some columns, and a row and a column always meet.
+    """
+    tables = _tables(program)
     found = []
     for step in program.instructions:
-        reads, writes = set[tuple[Place, int]](), set[tuple[Place, int]]()
-        if isinstance(step, Copy):
-            reads, writes = where(step.source, step.reads), where(step.target, ())
-        elif isinstance(step, Launch):
-            for at, view in enumerate(step.args):
-                if isinstance(view, View):
-                    if at in step.op.writes:
-                        writes |= where(view, step.writes)
-                        if program.buffers[view.buffer].kind in ("result", "join", "empty"):
-                            reads |= where(view, step.writes)
-                    else:
-                        reads |= where(view, step.reads)
-            for view in step.outs:
-                writes |= where(view, ())
+        reads, writes = defaultdict[tuple[Space, int], int](int), defaultdict[tuple[Space, int], int](int)
+        for view, stated, which in _views(step, program):
+            buffer = program.buffers[view.buffer]
+            space, shift = _place(view.buffer, memory)
+            bits = _bits(view, buffer.dtype.itemsize) << shift
+            if buffer.root in tables:
+                space = ("cells", view.buffer)
+                bits = _in_table(bits, [a.region for a in stated if a.root == buffer.root], *tables[buffer.root])
+            for kind, into in (("r", reads), ("w", writes)):
+                if kind in which and bits:
+                    into[space, buffer.index] |= bits
         found.append((reads, writes))
     return found
 
 
-def order(program: Program) -> nx.DiGraph:
-    """Which instruction is over before which one starts, and nothing else."""
-    graph = nx.DiGraph()
+def order(program: Program) -> list[int]:
+    """For every instruction, all that are over before it starts: bit n for the n-th, and nothing else orders them."""
+    over: list[int] = []
     last: dict[str, int] = {}
     recorded: dict[int, int] = {}
     for at, step in enumerate(program.instructions):
-        graph.add_node(at)
-        if step.stream in last:
-            graph.add_edge(last[step.stream], at)
-        last[step.stream] = at
-        if isinstance(step, Record):
+        direct = [last[step.stream]] if step.stream in last else []
+        if isinstance(step, Wait) and step.event in recorded:
+            direct.append(recorded[step.event])
+        elif isinstance(step, Record):
             recorded[step.event] = at
-        elif isinstance(step, Wait) and step.event in recorded:
-            graph.add_edge(recorded[step.event], at)
-    return graph
+        last[step.stream] = at
+        over.append(0)
+        for earlier in direct:
+            over[at] |= over[earlier] | 1 << earlier
+    return over
+
+
+def is_unordered(program: Program, memory: MemoryPlan | None = None) -> bool:
+    """Whether two steps touch the same bytes, one of them to write, and could do so in either order."""
+    return any(not ordered for ordered, _ in _conflicts(program, touched(program, memory)))
 
 
 def is_racy(program: Program, memory: MemoryPlan | None = None) -> bool:
     """Whether some outputs could differ from run to run, or from what the graph means."""
-    before = {at: nx.ancestors(order(program), at) for at in range(len(program.instructions))}
     sets = touched(program, memory)
-    made = {b.index for b in program.buffers if b.kind in ("result", "join", "empty")}
-    steps = [at for at, s in enumerate(program.instructions) if isinstance(s, (Launch, Copy))]
-    node = {at: program.instructions[at].node for at in steps}  # type: ignore[union-attr]
-    contents: dict[Place, int] = {}
-
-    def is_spoilt(shown: Bytes) -> bool:
-        return any(contents.get(byte, -1 if buffer in made else buffer) != buffer for byte, buffer in shown)
-
-    for place, later in enumerate(steps):
-        reads, writes = sets[later]
-        for earlier in steps[:place]:
-            old_reads, old_writes = sets[earlier]
-            for ours, theirs in ((reads, old_writes), (writes, old_reads), (writes, old_writes)):
-                if earlier not in before[later] and {p for p, _ in ours} & {p for p, _ in theirs}:
-                    return True
-                if node[earlier] > node[later] and ours & theirs:
-                    return True
-        if is_spoilt(reads) or ({p for p, _ in reads - writes} & {p for p, _ in writes - reads}):
-            return True
-        contents.update(writes)
-    for view in program.outputs.values():
-        shown, _ = touched(_with(program, Copy(0, "", "", view, view, (), "")), memory)[0]
-        if is_spoilt({(place, buffer) for place, buffer in shown if place[0] != "cell"}):
-            return True
-    return False
+    wrong = any(not ordered or reversed_ for ordered, reversed_ in _conflicts(program, sets))
+    return wrong or _is_spoilt(program, memory, sets)
 
 
 def sanitizer_errors(program: Program, memory: MemoryPlan | None = None) -> int:
     """Races that PyTorch's CUDA sanitizer sees; it is told one pointer for each range that accesses have in common."""
-    from torch.cuda._sanitizer import EventHandler
+    sets = touched(program, memory)
+    starts = defaultdict[Space, int](int)  # where a range begins that some step touches and some other does not
+    for (space, _), bits in (touch for both in sets for one in both for touch in one.items()):
+        starts[space] |= bits ^ bits << 1
+    numbers: dict[tuple[Space, int], int] = {}
 
-    found = accesses(program, memory)
-    ends = [np.stack([found.space, end], axis=1) for end in (found.low, found.high)]
-    atoms, places = np.unique(np.concatenate(ends), axis=0, return_inverse=True)
-    first, last = places.reshape(2, -1)
-    handler, errors = EventHandler(), 0
-    for pointer in range(1, len(atoms) + 1):
-        handler._handle_memory_allocation(pointer)
-    streams = {stream.name: number for number, stream in enumerate(program.streams, 1)}
-    for number in streams.values():
-        handler._handle_stream_creation(number)
-    for event in range(program.events):
-        handler._handle_event_creation(event)
-    for at, step in enumerate(program.instructions):
-        stream = streams[step.stream]
-        if isinstance(step, Record):
-            handler._handle_event_record(step.event, stream)
-        elif isinstance(step, Wait):
-            handler._handle_event_wait(step.event, stream)
-        else:
-            reads, writes = (
-                {
-                    atom + 1
-                    for k in np.flatnonzero((found.step == at) & (found.writes == kind))
-                    for atom in range(first[k], last[k])
-                }
-                for kind in (0, 1)
-            )
-            named = {pointer: ["x"] for pointer in reads | writes}
-            errors += len(handler._handle_kernel_launch(stream, reads - writes, writes, set(), step.name, named))
+    @cache
+    def pointers(space: Space, bits: int) -> frozenset[int]:
+        return frozenset(numbers.setdefault((space, one), len(numbers) + 1) for one in _ones(bits & starts[space]))
+
+    told = [
+        [set().union(*(pointers(space, bits) for (space, _), bits in one.items())) for one in both] for both in sets
+    ]
+    handler, errors = _sanitizer.EventHandler(), 0
+    with mock.patch.object(_sanitizer, "traceback", _NO_TRACES):
+        for pointer in numbers.values():
+            handler._handle_memory_allocation(pointer)
+        streams = {stream.name: number for number, stream in enumerate(program.streams, 1)}
+        for number in streams.values():
+            handler._handle_stream_creation(number)
+        for event in {step.event for step in program.instructions if isinstance(step, (Record, Wait))}:
+            handler._handle_event_creation(event)
+        for step, (reads, writes) in zip(program.instructions, told, strict=True):
+            stream = streams[step.stream]
+            if isinstance(step, Record):
+                handler._handle_event_record(step.event, stream)
+            elif isinstance(step, Wait):
+                handler._handle_event_wait(step.event, stream)
+            else:
+                named = {pointer: ["x"] for pointer in reads | writes}
+                errors += len(handler._handle_kernel_launch(stream, reads - writes, writes, set(), step.name, named))
     return errors
 
 
-def _with(program: Program, step: Copy) -> Program:
-    return replace(program, instructions=(step, *program.instructions))
+_NO_TRACES = types.SimpleNamespace(
+    walk_stack=lambda frame: (), StackSummary=types.SimpleNamespace(extract=lambda frames, lookup_lines: [])
+)
+"""In place of the module ``traceback``: the sanitizer walks the stack at every launch, and nobody reads that here."""
+
+
+def _conflicts(program: Program, sets: Sequence[tuple[Touched, Touched]]) -> Iterator[tuple[bool, bool]]:
+    """``(ordered, reversed)`` of every two steps that touch the same bytes, one of them to write."""
+    over = order(program)
+    met = defaultdict[Space, list[tuple[int, int, int, bool]]](list)
+    for later, (reads, writes) in enumerate(sets):
+        if not reads and not writes:
+            continue
+        own = [(touch, False) for touch in reads.items()] + [(touch, True) for touch in writes.items()]
+        node = _node(program, later)
+        for ((space, buffer), bits), writing in own:
+            for earlier, other, theirs, written in met[space]:
+                if writing or written:
+                    ordered = bool(over[later] >> earlier & 1)
+                    reversed_ = buffer == other and _node(program, earlier) > node
+                    if (not ordered or reversed_) and bits & theirs:
+                        yield ordered, reversed_
+        for ((space, buffer), bits), writing in own:
+            met[space].append((later, buffer, bits, writing))
+
+
+def _is_spoilt(program: Program, memory: MemoryPlan | None, sets: Sequence[tuple[Touched, Touched]]) -> bool:
+    """Whether something is read that other contents lie in, or none: in the order of the instructions."""
+    holds = defaultdict[Space, dict[int, int]](dict)  # by buffer, the bytes that have its contents now
+
+    def is_missing(reads: Touched) -> bool:
+        return any(
+            bits & ~holds[space].get(buffer, 0)
+            for (space, buffer), bits in reads.items()
+            if program.buffers[buffer].kind in MADE
+        )
+
+    for reads, writes in sets:
+        if is_missing(reads):
+            return True
+        for (space, buffer), bits in writes.items():
+            for (there, other), theirs in writes.items():
+                if there == space and other != buffer and bits & theirs:
+                    return True  # two results in the same bytes
+            for (there, other), theirs in reads.items():
+                new, old = bits & ~reads.get((space, buffer), 0), theirs & ~writes.get((space, other), 0)
+                if there == space and other != buffer and new & old:
+                    return True  # it writes over what it may still have to read
+        for (space, buffer), bits in writes.items():
+            for other in holds[space]:
+                holds[space][other] &= ~bits
+            holds[space][buffer] = holds[space].get(buffer, 0) | bits
+    for view in program.outputs.values():
+        space, shift = _place(view.buffer, memory)
+        if is_missing({(space, view.buffer): _bits(view, program.buffers[view.buffer].dtype.itemsize) << shift}):
+            return True
+    return False
+
+
+def _views(step: object, program: Program) -> Iterator[tuple[View, Sequence[Access], str]]:
+    """``(view, what is stated of it, "r", "w" or "rw")`` of every argument and result of a step."""
+    if isinstance(step, Copy):
+        yield step.source, step.reads, "r"
+        yield step.target, (), "w"
+    elif isinstance(step, Launch):
+        for at, view in enumerate(step.args):
+            if isinstance(view, View):
+                if at in step.op.writes:  # what is changed in part has to be there
+                    yield view, step.writes, "rw" if program.buffers[view.buffer].kind in MADE else "w"
+                else:
+                    yield view, step.reads, "r"
+        for view in step.outs:
+            yield view, (), "w"
+
+
+def _stated(step: object) -> tuple[Access, ...]:
+    return (*step.reads, *step.writes) if isinstance(step, Launch) else step.reads if isinstance(step, Copy) else ()
+
+
+def _tables(program: Program) -> dict[int, tuple[int, int]]:
+    """By root, the rows and columns of each state that is reached through an index; one column where no box is."""
+    stated = [access for step in program.instructions for access in _stated(step)]
+    boxed = {access.root for access in stated if access.region.box is not None}
+    above: dict[int, int] = {}
+    for access in stated:
+        for _, high in access.region.cells or ():
+            above[access.root] = max(above.get(access.root, 0), high)
+    nbytes = {buffer.root: buffer.nbytes for buffer in program.buffers}
+    return {root: (FIRST + rows, nbytes[root] if root in boxed else 1) for root, rows in above.items()}
+
+
+def _in_table(columns: int, regions: Sequence[Region], rows: int, width: int) -> int:
+    """The rows of a table that are cells, and its columns where a region is no cells."""
+    bits, every = 0, (1 << width) - 1
+    for region in regions:
+        if region.cells is None:
+            bits |= _repeated(columns if width > 1 else every, width, rows)
+        else:
+            for low, high in region.cells:
+                bits |= _repeated(every, width, high - low) << width * (low + FIRST)
+    return bits
+
+
+def _place(buffer: int, memory: MemoryPlan | None) -> tuple[Space, int]:
+    """The memory that a buffer lies in, and the bits before its first byte."""
+    for arena in ("device", "host") if memory else ():
+        if (offset := getattr(memory, arena)[buffer]) is not None:
+            return (arena, -1), offset
+    return ("own", buffer), 0
+
+
+@lru_cache(maxsize=1 << 16)
+def _bits(view: View, item: int) -> int:
+    """The bytes of a view in its buffer."""
+    bits = (1 << item) - 1
+    for stride, size in sorted(zip(view.strides, view.shape, strict=True)):
+        bits = _repeated(bits, stride * item, size)
+    return bits << view.offset * item
+
+
+def _repeated(bits: int, step: int, times: int) -> int:
+    if times <= 1:
+        return bits * times
+    half = times // 2
+    part = _repeated(bits, step, half)
+    whole = part | part << step * half
+    return whole | bits << step * (times - 1) if times % 2 else whole
+
+
+def _ones(bits: int) -> list[int]:
+    raw = np.frombuffer(bits.to_bytes(bits.bit_length() // 8 + 1, "little"), np.uint8)
+    found: list[int] = np.flatnonzero(np.unpackbits(raw, bitorder="little")).tolist()
+    return found
+
+
+def _node(program: Program, at: int) -> int:
+    step = program.instructions[at]
+    return step.node if isinstance(step, (Launch, Copy)) else -1

@@ -218,6 +218,30 @@ def test_a_step_may_not_write_over_what_it_reads(far: int) -> None:
     assert referee.is_racy(replace(program, outputs={}), spoilt)
 
 
+def test_what_is_changed_in_place_too_early_was_read_on_the_same_stream() -> None:
+    """The step that changes it reads it as well, which must not hide who should have read it before."""
+    graph = nr.Graph("early")
+    y = graph.call(torch.relu, graph.input("x", (4, 2), torch.float32), demand=random_dags.WORK, name="relu")
+    _add(y, y)
+    graph.output(o=graph.call(torch.neg, y, demand=random_dags.WORK, name="neg"))
+    program = nr.lower(nr.co_schedule(graph, nr.device("h200"), policy="serial"))
+    relu, add, neg = program.instructions
+    early = replace(program, instructions=(relu, neg, add))
+    assert [(h.kind, h.first, h.second) for h in hazards(early)] == [("read-after-write", "_add", "neg")]
+    assert referee.is_racy(early)
+
+
+def test_two_results_of_a_step_may_not_lie_in_the_same_bytes() -> None:
+    graph = nr.Graph("two results")
+    x = graph.input("x", (4, 2), torch.float32)
+    graph.output(low=graph.call(torch.aminmax, x, dim=0, demand=random_dags.WORK, name="both")[0])
+    program = nr.lower(nr.co_schedule(graph, nr.device("h200"), policy="serial"))
+    spoilt = moved(program, "both:1", "both:0")
+    assert hazards(program, plan_memory(program)) == ()
+    assert hazards(replace(program, outputs={}), spoilt) != ()
+    assert referee.is_racy(replace(program, outputs={}), spoilt)
+
+
 def _large() -> Program:
     config = replace(graphs.CONFIGS["tiny"], layers=60)
     step = graphs.decoder_step(config, decode=40, context=30, prefill=40)

@@ -230,48 +230,53 @@ class Profile:
             TruncatedFileError, NewerVersionError, FileError: the file cannot be read.
             CostError: it states figures that cannot have been measured, or is stale.
         """
-        kinds = {"device": str, "sms": int, "machine": str, "versions": dict}
-        kinds |= {"columns": list, "measurements": list, "pairs": list, "exchange": list, "figures": dict}
-        kinds |= {"about": dict}
-        lacking: dict[str, object] = {"exchange": [], "versions": {}, "figures": {}, "about": {}}  # in older files
-        data = files.record(lacking | files.read(path, SCHEMA, VERSION), str(path), kinds)
-        if data["columns"] != [field.name for field in fields(Measurement)]:
-            raise FileError(
-                f"{path}: columns are {data['columns']}, not {[field.name for field in fields(Measurement)]}"
-            )
-        measurements = []
-        for number, line in enumerate(data["measurements"]):
-            where = f"{path}: measurement {number}"
-            operator, kernel, shapes, *rest = files.row(line, where, (str, str, list, str, float, float, int, float))
-            sizes = tuple(
-                tuple(files.row(shape, where, (int,) * len(shape))) for shape in shapes if isinstance(shape, list)
-            )
-            if len(sizes) < len(shapes):
-                raise FileError(f"{where}: {shapes} is not a list of shapes")
-            measurements.append(Measurement(operator, kernel, sizes, *rest))
-        pairs = [
-            Pair(*files.row(line, f"{path}: pair {number}", (str, str, float, float)))
-            for number, line in enumerate(data["pairs"])
-        ]
-        exchange: dict[str, list[tuple[float, float]]] = {}
-        for number, line in enumerate(data["exchange"]):
-            where = f"{path}: exchange {number}"
-            operator, points = files.row(line, where, (str, list))
-            if operator in exchange:
-                raise FileError(f"{where}: {operator!r} has one already: keep one of the two")
-            exchange[operator] = [tuple(files.row(point, where, (float, float))) for point in points]
-        made_with = files.record(data["versions"], f"{path}: versions", dict.fromkeys(data["versions"], str))
-        about = files.record(data["about"], f"{path}: about", dict.fromkeys(data["about"], str))
-        figures = files.record(data["figures"], f"{path}: figures", dict.fromkeys(data["figures"], float))
-        if not all(figure > 0 for figure in figures.values()):
-            raise FileError(f"{path}: figures are {figures}: each must be more than zero")
-        profile = Profile(
-            data["device"], data["sms"], data["machine"], measurements, pairs, exchange, tuple(made_with.items()),
-            figures, about,
-        )  # fmt: skip  # its arguments in order
+        try:
+            profile = _read(path)
+        except CostError as error:
+            raise CostError(f"{path}: {error}") from error
         if not stale and profile.stale:
             raise CostError(f"{path} is stale: {profile.stale}: measure again, or take it as it is with stale=True")
         return profile
+
+
+def _read(path: str | os.PathLike[str]) -> Profile:
+    kinds = {"device": str, "sms": int, "machine": str, "versions": dict}
+    kinds |= {"columns": list, "measurements": list, "pairs": list, "exchange": list, "figures": dict}
+    kinds |= {"about": dict}
+    lacking: dict[str, object] = {"exchange": [], "versions": {}, "figures": {}, "about": {}}  # in older files
+    data = files.record(lacking | files.read(path, SCHEMA, VERSION), str(path), kinds)
+    if data["columns"] != [field.name for field in fields(Measurement)]:
+        raise FileError(f"{path}: columns are {data['columns']}, not {[field.name for field in fields(Measurement)]}")
+    measurements = []
+    for number, line in enumerate(data["measurements"]):
+        where = f"{path}: measurement {number}"
+        operator, kernel, shapes, *rest = files.row(line, where, (str, str, list, str, float, float, int, float))
+        sizes = tuple(
+            tuple(files.row(shape, where, (int,) * len(shape))) for shape in shapes if isinstance(shape, list)
+        )
+        if len(sizes) < len(shapes):
+            raise FileError(f"{where}: {shapes} is not a list of shapes")
+        measurements.append(Measurement(operator, kernel, sizes, *rest))
+    pairs = [
+        Pair(*files.row(line, f"{path}: pair {number}", (str, str, float, float)))
+        for number, line in enumerate(data["pairs"])
+    ]
+    exchange: dict[str, list[tuple[float, float]]] = {}
+    for number, line in enumerate(data["exchange"]):
+        where = f"{path}: exchange {number}"
+        operator, points = files.row(line, where, (str, list))
+        if operator in exchange:
+            raise FileError(f"{where}: {operator!r} has one already: keep one of the two")
+        exchange[operator] = [tuple(files.row(point, where, (float, float))) for point in points]
+    made_with = files.record(data["versions"], f"{path}: versions", dict.fromkeys(data["versions"], str))
+    about = files.record(data["about"], f"{path}: about", dict.fromkeys(data["about"], str))
+    figures = files.record(data["figures"], f"{path}: figures", dict.fromkeys(data["figures"], float))
+    if not all(figure > 0 for figure in figures.values()):
+        raise FileError(f"{path}: figures are {figures}: each must be more than zero")
+    return Profile(
+        data["device"], data["sms"], data["machine"], measurements, pairs, exchange, tuple(made_with.items()),
+        figures, about,
+    )  # fmt: skip  # its arguments in order
 
 
 def _is_here(name: str, sms: int) -> bool:

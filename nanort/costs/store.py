@@ -120,6 +120,11 @@ class Store:
             (tables,) = self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
             if application != APPLICATION and (application or version or tables):
                 raise TruncatedFileError(f"{self.path} is a database of something else: name another file")
+            (alien,) = self._connection.execute(
+                "SELECT count(*) FROM sqlite_master WHERE type IN ('view', 'trigger')"
+            ).fetchone()
+            if alien:  # SQLite would run it, for ever if it likes
+                raise TruncatedFileError(f"{self.path} holds views or triggers, which no store has: name another file")
             if version > VERSION:
                 raise NewerVersionError(
                     f"{self.path} has version {version}, this nanort reads up to {VERSION}: update nanort"
@@ -157,8 +162,10 @@ class Store:
         )
         try:
             sizes = tuple(tuple(int(size) for size in shape) for shape in json.loads(shapes))
-        except (TypeError, ValueError) as error:
-            raise FileError(f"{self.path}: {shapes!r} is not a list of shapes: measure into another file") from error
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise FileError(
+                f"{self.path}: {shapes!r:.200} is not a list of shapes: measure into another file"
+            ) from error
         return Call(operator, kernel, sizes, dtype, *work)
 
     def _sample(self, known: dict[int, Call | None], row: tuple[Any, ...]) -> Sample:
@@ -175,7 +182,13 @@ class Store:
         try:
             mhz = tuple((name, float(speed)) for name, speed in json.loads(clocks).items())
             return Sample(call, seconds, low, high, runs, mhz, known[beside])
-        except (AttributeError, TypeError, ValueError) as error:  # CostError is a ValueError
+        except (
+            AttributeError,
+            TypeError,
+            ValueError,
+            OverflowError,
+            RecursionError,
+        ) as error:  # CostError is a ValueError
             raise FileError(f"{where} of {call.operator} cannot be: {error}: measure into another file") from error
 
     @contextmanager
@@ -188,8 +201,8 @@ class Store:
                 f"{self.path} cannot be used: {error}: if another process is measuring into it, wait for that one; "
                 "otherwise name a file in a folder that can be written to"
             ) from error
-        except sqlite3.DatabaseError as error:
-            if type(error) is not sqlite3.DatabaseError:  # a mistake in its use, not in the file
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # the latter of names in a damaged schema
+            if type(error) not in (sqlite3.DatabaseError, UnicodeDecodeError):  # a mistake in its use, not in the file
                 raise
             raise TruncatedFileError(
                 f"{self.path} is no SQLite file, or is damaged ({error}): move it away, or name another"

@@ -90,7 +90,7 @@ def hazards(program: Program, memory: MemoryPlan | None = None) -> tuple[Hazard,
     found = np.zeros((MANY, 5), np.int64)
     clocks, marks, written, reads = (
         np.zeros(shape, np.int64)
-        for shape in ((steps.width,) * 2, (steps.marks, steps.width), (4, len(atoms)), (2 * len(atoms), steps.width))
+        for shape in ((steps.width,) * 2, (steps.marks, steps.width), (5, len(atoms)), (2 * len(atoms), steps.width))
     )
     scan = _in_machine_code() if count > FEW else _scan
     total = scan(
@@ -170,7 +170,8 @@ def _scan(
     - owners [atoms]: whose contents an atom has, -1 for nobody's.
     - clocks [lanes, lanes]: how many steps of each lane are over before a lane goes on.
     - marks [events, lanes]: the same when the event was recorded.
-    - written [4, atoms]: lane, number and instruction of the last write; the fourth says whether there was one.
+    - written [5, atoms]: lane, number and instruction of the last write, and whether there was one; one more than the
+      instruction that has read since and is the last of these in the graph.
     - reads [2 * atoms, lanes]: number and instruction of the last read by each lane since that write.
     """
     total, atoms, width = 0, owners.shape[0], clocks.shape[0]
@@ -201,16 +202,21 @@ def _scan(
                         kind, earlier = 4, written[2, atom]
                     reads[atom, lane] = number
                     reads[atoms + atom, lane] = step
+                    if written[4, atom] == 0 or nodes[written[4, atom] - 1] < nodes[step]:
+                        written[4, atom] = step + 1
                 else:
+                    reader = written[4, atom] - 1
+                    if reader >= 0 and owner == buffer and nodes[reader] > nodes[step]:
+                        kind, earlier = 1, reader
                     for other in range(width):
-                        reader = reads[atoms + atom, other]
-                        if reads[atom, other] > 0 and reader != step:
-                            unordered = other != lane and reads[atom, other] > clocks[lane, other]
-                            if unordered or (owner == buffer and nodes[reader] > nodes[step]):
-                                kind, earlier = 1, reader
-                        elif kind < 0 and reads[atom, other] > 0 and owner != buffer and owner >= 0:
-                            kind, earlier, spoilt = 4, step, owner  # it reads there itself
+                        if other != lane and reads[atom, other] > clocks[lane, other]:
+                            kind, earlier = 1, reads[atoms + atom, other]
+                    own = reads[atom, lane] == number or (written[3, atom] == 1 and written[2, atom] == step)
+                    if kind < 0 and own and owner != buffer and owner >= 0:
+                        kind, earlier, spoilt = 4, step, owner  # it reads there itself, or two of its results lie there
+                    for other in range(width):
                         reads[atom, other] = 0
+                    written[4, atom] = 0
                     owners[atom] = buffer
                     written[0, atom], written[1, atom], written[2, atom], written[3, atom] = lane, number, step, 1
                 if kind >= 0 and total < found.shape[0]:

@@ -14,6 +14,7 @@ from nanort.graph import Graph
 from nanort.programs.hazards import refuse_hazards
 from nanort.programs.memory import ALIGNMENT, plan_memory
 from nanort.programs.program import Buffer, Launch, Program
+from nanort.runtime.faults import naming
 from nanort.runtime.kernels import scratch_bytes
 
 SLOTS = (0, 1)
@@ -130,8 +131,11 @@ def _scratch(program: Program) -> dict[str, int]:
     """The most scratch that a kernel of each stream asks for, where any does."""
     found: dict[str, int] = {}
     for step in program.instructions:
-        if isinstance(step, Launch) and (nbytes := scratch_bytes(program, step)):
-            found[step.stream] = max(nbytes, found.get(step.stream, 0))
+        if isinstance(step, Launch):
+            with naming(program, step):
+                nbytes = scratch_bytes(program, step)
+            if nbytes:
+                found[step.stream] = max(nbytes, found.get(step.stream, 0))
     return found
 
 

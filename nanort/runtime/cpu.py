@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from nanort.eager import bind
-from nanort.errors import ExecutionError
+from nanort.errors import BackendError, ExecutionError
 from nanort.partition import Stream
 from nanort.programs.program import Program, Record, Wait
 from nanort.runtime.steps import Compiler, Step
@@ -57,12 +57,17 @@ class CpuBackend:
         self.workers: list[threading.Thread] = []
         if len(self.queues) > 1:
             before, ready = torch.get_num_threads(), SimpleQueue[None]()
-            for stream in program.streams:
-                if stream.name in self.queues:
-                    self._hire(stream, ready)
-            for _ in self.workers:
-                ready.get()
-            torch.set_num_threads(before)  # threads that start later take what was last set anywhere
+            try:
+                for stream in program.streams:
+                    if stream.name in self.queues:
+                        self._hire(stream, ready)
+                for _ in self.workers:
+                    ready.get()
+            except BaseException:
+                self.close()
+                raise
+            finally:
+                torch.set_num_threads(before)  # threads that start later take what was last set anywhere
 
     def run(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The outputs of one run."""
@@ -162,8 +167,15 @@ class CpuBackend:
                         run.over.put(None)
 
         self.go[stream.name] = queue
-        self.workers.append(threading.Thread(target=work, name=f"nanort {stream.name}", daemon=True))
-        self.workers[-1].start()
+        worker = threading.Thread(target=work, name=f"nanort {stream.name}", daemon=True)
+        try:
+            worker.start()
+        except RuntimeError as error:
+            raise BackendError(
+                f"stream {stream.name!r} needs a thread of its own, and there is none ({error}): end some, or raise "
+                f"the limits of this process"
+            ) from error
+        self.workers.append(worker)
 
     def _threads(self, stream: Stream | None) -> int:
         """The cores of the stream's group; one for a plan that was made for another device."""

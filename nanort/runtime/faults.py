@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from time import monotonic, sleep
 
 from nanort.driver import Driver
@@ -76,8 +76,8 @@ class Watch:
     def _hang(self, timeout: float) -> HangError:
         suspects = self._suspects()
         return HangError(
-            f"{_named(suspects)} did not end within {duration(timeout)}. {self._story()}. Nothing ends a kernel from "
-            f"outside: give more timeout= if it is slow, or {RESTART}",
+            f"{_named(suspects) if suspects else 'the run'} did not end within {duration(timeout)}. {self._story()}. "
+            f"Nothing ends a kernel from outside: give more timeout= if it is slow, or {RESTART}",
             **_first(suspects),
         )
 
@@ -103,6 +103,17 @@ def refuse_poisoned(driver: Driver) -> None:
         raise PoisonedError(
             f"the device failed before and is of no use any more in this process ({driver.poisoned}): {RESTART}"
         )
+
+
+@contextmanager
+def naming(program: Program, step: Launch | Copy) -> Iterator[None]:
+    """Whatever is raised inside names ``step``."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, ExecutionError) and error.node:
+            raise
+        raise failure(program, step, error) from error
 
 
 def failure(program: Program, step: Launch | Copy, error: Exception) -> ExecutionError:

@@ -14,6 +14,7 @@ import torch
 from nanort.costs.roofline import REFERENCE
 from nanort.errors import BackendError
 from nanort.programs.program import Copy, Launch, Program, View
+from nanort.runtime.faults import naming
 
 CHUNK_BYTES = 32 << 20
 """What a copy moves at once: between two chunks, copies of other streams get their turn on the engine."""
@@ -84,7 +85,11 @@ def supported(program: Program, *, strict: bool = False) -> Program:
     """
     told, instructions = set[str](), list(program.instructions)
     for at, step in enumerate(instructions):
-        if not isinstance(step, Launch) or not (reason := refusal(program, step)):
+        if not isinstance(step, Launch):
+            continue
+        with naming(program, step):
+            reason = refusal(program, step)
+        if not reason:
             continue
         said = f"the kernel {step.kernel!r} of {step.op.name} {reason}"
         if strict:

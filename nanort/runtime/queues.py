@@ -14,7 +14,7 @@ from nanort.partition import WHOLE, Stream, whole
 from nanort.programs.program import Copy, Launch, Program, Record, Wait
 from nanort.runtime import kernels
 from nanort.runtime.buffers import SLOTS, Buffers
-from nanort.runtime.faults import failure
+from nanort.runtime.faults import failure, naming
 from nanort.runtime.kernels import Call
 from nanort.runtime.marks import Marks, Run, events
 from nanort.runtime.partitions import Partitions
@@ -69,9 +69,13 @@ def handles(program: Program, driver: Driver, partitions: Partitions, held: Exit
     return Handles(streams, events(driver, held, program.events), arrived, fork, ends, joined, marks)
 
 
+NEXT, NOBODY = -1, -2
+"""What a call is made for where it is no part of an activity: the one that comes next, or none."""
+
+
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """Calls that queue a run of ``program``, and the activity that each is of, -1 where it is of none."""
+    """Calls that queue a run of ``program``, and the activity that each is of: NEXT, NOBODY, or its index."""
 
     program: Program
     steps: tuple[Launch | Copy, ...]
@@ -91,11 +95,11 @@ class Queue:
                 at += 1
         except BaseException as error:
             owner = self.owners[at]
-            run.queued = owner if owner >= 0 else max(self.owners[:at], default=-1) + 1
+            run.queued = owner if owner >= 0 else max((-1, *self.owners[:at])) + 1
             run.begun = max(run.queued, owner + 1)
-            if owner < 0 or not isinstance(error, Exception):
+            if owner == NOBODY or not isinstance(error, Exception):
                 raise
-            raise failure(self.program, self.steps[owner], error) from error
+            raise failure(self.program, self.steps[owner if owner >= 0 else run.queued], error) from error
         run.begun = run.queued = len(self.steps)
 
 
@@ -107,7 +111,7 @@ def queue(program: Program, driver: Driver, handles: Handles, work: Sequence[Seq
     calls: list[Call] = []
     owners: list[int] = []
 
-    def put(call: Call, owner: int = -1) -> None:
+    def put(call: Call, owner: int = NOBODY) -> None:
         calls.append(call)
         owners.append(owner)
 
@@ -122,12 +126,12 @@ def queue(program: Program, driver: Driver, handles: Handles, work: Sequence[Seq
     for instruction in program.instructions:
         stream = handles.streams[instruction.stream]
         if isinstance(instruction, Record):
-            put(partial(driver.record, handles.events[instruction.event], stream))
+            put(partial(driver.record, handles.events[instruction.event], stream), index - 1)
         elif isinstance(instruction, Wait):
-            put(partial(driver.wait, stream, handles.events[instruction.event]))
+            put(partial(driver.wait, stream, handles.events[instruction.event]), NEXT)
         else:
             if marks.starts:
-                put(partial(driver.record, marks.starts[index], stream, external=captured))
+                put(partial(driver.record, marks.starts[index], stream, external=captured), NEXT)
             for call in work[index]:
                 put(call, index)
             if marks.stops:
@@ -153,7 +157,8 @@ def work(
     for step in steps_of(program):
         stream = handles.streams[step.stream]
         if isinstance(step, Launch):
-            call = kernels.launch(program, step, tensors, buffers.scratch.get(step.stream), device)
+            with naming(program, step):
+                call = kernels.launch(program, step, tensors, buffers.scratch.get(step.stream), device)
             found.append([partial(driver.launch, stream, call)])
         else:
             found.append([partial(driver.copy, stream, *pair) for pair in kernels.pieces(step, tensors)])

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from nanort.programs.program import Copy, Launch, Program, View
+from nanort.errors import DeviceMemoryError
+from nanort.programs.program import Buffer, Copy, Launch, Program, View
 
 Env = list[Any]
 
@@ -48,7 +49,7 @@ class Compiler:
         env: Env = [None] * len(self.program.buffers)
         for buffer in self.program.buffers:
             if buffer.kind in ("join", "empty"):
-                env[buffer.index] = torch.empty(buffer.shape, dtype=buffer.dtype)
+                env[buffer.index] = self._empty(buffer)
             elif buffer.kind != "result":
                 env[buffer.index] = bound[buffer.root]
         return env + self.literals
@@ -60,6 +61,15 @@ class Compiler:
     def outputs(self, env: Env) -> dict[str, torch.Tensor]:
         """The program's outputs."""
         return {name: view.of(env[view.buffer]) for name, view in self.program.outputs.items()}
+
+    def _empty(self, buffer: Buffer) -> torch.Tensor:
+        try:
+            return torch.empty(buffer.shape, dtype=buffer.dtype)
+        except RuntimeError as error:
+            raise DeviceMemoryError(
+                f"program {self.program.name} takes {buffer.nbytes:,} bytes of the host for {buffer.name}, and there "
+                f"is no room for them ({error}): free some, or use a smaller batch"
+            ) from error
 
     def _step(self, index: int, step: Launch | Copy) -> Step:
         call: Callable[..., Any] = torch.clone

@@ -11,7 +11,7 @@ from nanort.costs import files
 from nanort.costs.profile import Profile
 from nanort.costs.shipped import shipped
 from nanort.devices import Datasheet, Device
-from nanort.errors import DeviceError, FileError, ForeignFileError, SplitError
+from nanort.errors import DeviceError, FileError, ForeignFileError, ScheduleError, SplitError
 from nanort.graph import Graph
 from nanort.partition import Group, Stream
 from nanort.scheduling.schedule import Assignment, Outlook, Schedule, Split
@@ -84,7 +84,7 @@ def load(path: str | os.PathLike[str], source: Graph, profile: Profile | None) -
     if data["profile"] != (profile.identity if profile else ""):
         which = f"the profile {data['profile'][:12]}" if data["profile"] else "no profile"
         raise ForeignFileError(f"{path} rests on {which}: give Schedule.load(..., profile=) the same, or plan again")
-    split = _split(data["split"], f"{path}: split")
+    split = _split(data["split"], f"{path}: split", len(data["assignments"]) + 64)
     try:
         graph = split.cut(source) if split else source
     except SplitError as error:
@@ -125,18 +125,25 @@ def load(path: str | os.PathLike[str], source: Graph, profile: Profile | None) -
             files.record(data["versions"], f"{path}: versions", dict.fromkeys(data["versions"], str)).items()
         ),
     )
-    schedule.check()
+    try:
+        schedule.check()
+    except ScheduleError as error:
+        raise ScheduleError(f"{path}: {error}") from error
     return schedule
 
 
-def _split(value: Any, where: str) -> Split | None:
+def _split(value: Any, where: str, most: int) -> Split | None:
+    """How the graph is cut, into ``most`` pieces: more than are assigned would be made for nothing."""
     if value is None:
         return None
     found = files.record(value, where, {"sizes": (int, list), "per_op": dict})
     sizes, per_op = found["sizes"], found["per_op"]
     if isinstance(sizes, list):
         sizes = tuple(files.row(sizes, where, (int,) * len(sizes)))
-    return Split(sizes, tuple(files.record(per_op, where, dict.fromkeys(per_op, int)).items()))
+    counts = files.record(per_op, where, dict.fromkeys(per_op, int))
+    if (pieces := max(len(sizes) if isinstance(sizes, tuple) else sizes, *counts.values(), 0)) > most:
+        raise FileError(f"{where}: {pieces} pieces are more than the assignments are of: plan again")
+    return Split(sizes, tuple(counts.items()))
 
 
 def _streams(data: Mapping[str, Any], path: str | os.PathLike[str]) -> tuple[Stream, ...]:
@@ -163,6 +170,8 @@ def _device(value: Any, where: str) -> Device:
     sheet = files.record(
         found["datasheet"], f"{where}: datasheet", {"flops": dict, "hbm_bandwidth": float, "source": str}
     )
+    if not isinstance(found["flops"], dict):
+        raise FileError(f"{where}: flops is a list, not an object")
     for flops in (found["flops"], sheet["flops"]):
         flops |= files.record(flops, f"{where}: flops", dict.fromkeys(flops, float))
     saturation = files.row(found["hbm_saturation_sms"], f"{where}: hbm_saturation_sms", (int, int))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from nanort.errors import FileError, TruncatedFileError, UnsupportedModelError, WeightDtypeError
+from nanort.errors import FileError, TruncatedFileError, UnsupportedModelError, WeightDtypeError, WeightShapeError
 
 _MODULES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _LAYER_MODULES = {
@@ -24,6 +25,9 @@ _LAYER_MODULES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+
+MOST = 1 << 14
+"""Fields, and tensors, that a file may have; the largest models have a tenth of it."""
 
 
 def demo_package(name: str) -> Any:
@@ -46,13 +50,14 @@ class GGUFFile:
         self.path = path
         reader = _reader(path)
         try:
-            self.metadata: dict[str, Any] = {key: field.contents() for key, field in reader.fields.items()}
+            self.metadata: dict[str, Any] = {key: _contents(field) for key, field in reader.fields.items()}
         except ValueError as error:
             raise TruncatedFileError(f"{path} holds text that is not UTF-8 ({error}): download it again") from error
         if self.metadata.get("general.architecture") != "llama":
             raise UnsupportedModelError(
                 f"{path} is of the architecture {self.metadata.get('general.architecture')!r}: only 'llama' is read"
             )
+        _refuse_overlaps(reader, path)
         self._tensors = {_hf_name(tensor.name, path): tensor for tensor in reader.tensors}
         self.names = {name: (_shape(tensor), _dtype(tensor, path)) for name, tensor in self._tensors.items()}
         self.config = self._config()
@@ -64,18 +69,22 @@ class GGUFFile:
             weight = torch.from_numpy(demo_package("gguf").dequantize(tensor.data, tensor.tensor_type))
         else:
             weight = torch.from_numpy(np.array(tensor.data))
-        if ".q_proj." in name:
-            return _rotate_half_rows(weight, self.config["num_attention_heads"])
-        if ".k_proj." in name:
-            return _rotate_half_rows(weight, self.config["num_key_value_heads"])
+        for module, key in ((".q_proj.", "num_attention_heads"), (".k_proj.", "num_key_value_heads")):
+            if module in name:
+                heads = self.config[key]
+                if not weight.numel() or not weight.ndim or weight.shape[0] % (2 * heads):
+                    raise WeightShapeError(
+                        f"{self.path} has {name} as {tuple(weight.shape)}, not in {heads} even heads"
+                    )
+                return _rotate_half_rows(weight, heads)
         return weight
 
     def _config(self) -> dict[str, Any]:
         scaling = self.metadata.get("llama.rope.scaling.type", "none")
         if scaling != "none":
             raise UnsupportedModelError(f"{self.path} scales its rope ({scaling}): only plain rope is read from GGUF")
-        heads = self._need("llama.attention.head_count")
-        hidden_size = self._need("llama.embedding_length")
+        heads = self._whole("llama.attention.head_count")
+        hidden_size = self._whole("llama.embedding_length")
         embedding = self.names.get("model.embed_tokens.weight")
         if embedding is None:
             raise TruncatedFileError(f"{self.path} has no token_embd.weight: a language model's file has one")
@@ -87,7 +96,7 @@ class GGUFFile:
             "intermediate_size": self._need("llama.feed_forward_length"),
             "num_hidden_layers": self._need("llama.block_count"),
             "num_attention_heads": heads,
-            "num_key_value_heads": self.metadata.get("llama.attention.head_count_kv", heads),
+            "num_key_value_heads": self._whole("llama.attention.head_count_kv", heads),
             "head_dim": self.metadata.get("llama.attention.key_length", hidden_size // heads),
             "vocab_size": embedding[0][0],
             "rms_norm_eps": self._need("llama.attention.layer_norm_rms_epsilon"),
@@ -98,6 +107,12 @@ class GGUFFile:
             "eos_token_id": self.metadata.get("tokenizer.ggml.eos_token_id"),
         }
 
+    def _whole(self, key: str, usual: int | None = None) -> int:
+        size = self._need(key) if usual is None else self.metadata.get(key, usual)
+        if type(size) is not int or size < 1:
+            raise FileError(f"{self.path} states {key}={size!r:.80}, not a positive whole number: convert it again")
+        return size
+
     def _need(self, key: str) -> Any:
         if not self.metadata.get(key):
             raise TruncatedFileError(f"{self.path} does not state {key}, which a Llama's file must: convert it again")
@@ -106,9 +121,37 @@ class GGUFFile:
 
 def _reader(path: Path) -> Any:
     """The gguf package's reader of ``path``, or a TruncatedFileError."""
-    base = demo_package("gguf").GGUFReader
+    base, kinds = demo_package("gguf").GGUFReader, demo_package("gguf").GGUFValueType
 
     class Bounded(base):  # type: ignore[misc, valid-type]  # the base is imported late
+        def _build_fields(self, offset: int, count: int) -> int:
+            if self.byte_order == "S":
+                raise FileError(
+                    f"{path} was written for a machine of the other byte order: convert it again on this one"
+                )
+            return int(super()._build_fields(offset, _few(count, "fields")))
+
+        def _build_tensor_info(self, offset: int, count: int) -> tuple[int, list[Any]]:
+            found: tuple[int, list[Any]] = super()._build_tensor_info(offset, _few(count, "tensors"))
+            return found
+
+        # An array is one part, not one for each of its items, which would take hundreds of bytes for each byte.
+        def _get_field_parts(self, offset: int, kind: int) -> tuple[int, list[Any], list[int], list[Any]]:
+            if kind != kinds.ARRAY:
+                one: tuple[int, list[Any], list[int], list[Any]] = super()._get_field_parts(offset, kind)
+                return one
+            inner, count = self._get(offset, np.uint32), self._get(offset + 4, np.uint64)
+            begin = end = offset + 12
+            if inner[0] == kinds.STRING:
+                for _ in range(int(count[0])):
+                    end += 8 + _length(self.data, end)
+                items = self._get(begin, np.uint8, end - begin)
+            elif inner[0] in self.gguf_scalar_to_np:
+                items = self._get(begin, self.gguf_scalar_to_np[inner[0]], count[0])
+            else:
+                raise ValueError(f"at byte {offset} it has an array of the type {inner[0]}")
+            return 12 + int(items.nbytes), [inner, count, items], [2], [kinds.ARRAY, kinds(inner[0])]
+
         # Past the file's end numpy slices come back short instead of failing, so a damaged count would loop for hours.
         def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
             part = super()._get(offset, dtype, count, override_order)
@@ -117,12 +160,52 @@ def _reader(path: Path) -> Any:
             return part
 
     try:
-        reader = Bounded(path)
+        return Bounded(path)
+    except FileError:
+        raise
     except (ValueError, IndexError, KeyError, OverflowError) as error:
         raise TruncatedFileError(f"{path} is not a whole GGUF file ({error}): download it again") from error
-    if reader.byte_order == "S":
-        raise FileError(f"{path} was written for a machine of the other byte order: convert it again on this one")
-    return reader
+
+
+def _few(count: int, what: str) -> int:
+    """``count``, unless no model has so many: each takes a hundred times the memory that it takes of the file."""
+    if count > MOST:
+        raise ValueError(f"it announces {count} {what}, of which {MOST} are the most")
+    return int(count)
+
+
+def _length(data: Any, at: int) -> int:
+    """The length that a string at that byte states."""
+    if at + 8 > data.size:
+        raise IndexError(f"it ends at byte {data.size}, within a list of texts")
+    return int.from_bytes(data[at : at + 8].tobytes(), sys.byteorder)
+
+
+def _contents(field: Any) -> Any:
+    """What a field of the metadata holds, as plain Python values."""
+    names = [kind.name for kind in field.types]
+    if names[0] != "ARRAY":
+        return field.contents()
+    if names[1] != "STRING":
+        return field.parts[field.data[0]].tolist()
+    texts, block, at = [], field.parts[field.data[0]].tobytes(), 0
+    while at < len(block):
+        begin = at + 8
+        at = begin + int.from_bytes(block[at:begin], sys.byteorder)
+        texts.append(str(block[begin:at], "utf-8"))
+    return texts
+
+
+def _refuse_overlaps(reader: Any, path: Path) -> None:
+    end = reader.data_offset
+    for tensor in sorted(reader.tensors, key=lambda tensor: (tensor.data_offset, tensor.n_bytes)):
+        if not tensor.n_elements:
+            raise TruncatedFileError(f"{path} has {tensor.name} without a single number: convert it again")
+        if tensor.data_offset < end:
+            raise TruncatedFileError(
+                f"{path} places {tensor.name} where the head or another tensor lies: download it again"
+            )
+        end = tensor.data_offset + tensor.n_bytes
 
 
 def _hf_name(name: str, path: Path) -> str:

@@ -12,6 +12,7 @@ from nanort.serving.gguf import GGUFFile, demo_package
 from nanort.serving.weights import read_json
 
 _CONTROL, _USER_DEFINED = 3, 4  # token types of GGUF
+_HOLES = 1 << 16  # ids without a token, which even a small vocabulary may have
 
 
 class Stream:
@@ -106,7 +107,7 @@ class Tokenizer:
         try:
             template = environment.from_string(self._chat_template)
             prompt: str = template.render(messages=messages, add_generation_prompt=True, **self._special_names)
-        except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+        except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError, RecursionError) as error:
             raise RequestError(f"the model's chat template fails on these messages: {error}") from error
         return prompt
 
@@ -154,15 +155,19 @@ def _of_gguf(path: Path) -> Tokenizer:
     ids = {
         name: metadata[key] for name in ("bos", "eos", "eot") if (key := f"tokenizer.ggml.{name}_token_id") in metadata
     }
+    size = backend.get_vocab_size()
+    if wrong := {name: token_id for name, token_id in ids.items() if not _is_id(token_id) or token_id >= size}:
+        raise TruncatedFileError(f"{path} states tokens {wrong} of a vocabulary of {size}: convert it again")
+    template = metadata.get("tokenizer.chat_template")
+    if not isinstance(template, (str, type(None))):
+        raise TruncatedFileError(f"{path} has a chat template that is no text: convert it again")
     names = {f"{name}_token": backend.id_to_token(token_id) for name, token_id in ids.items()}
     if metadata.get("tokenizer.ggml.add_bos_token") and "bos" in ids:
         backend.post_processor = demo_package("tokenizers.processors").TemplateProcessing(
             single=[names["bos_token"], "$A"], special_tokens=[(names["bos_token"], ids["bos"])]
         )
     eos_ids = frozenset(ids[name] for name in ("eos", "eot") if name in ids)
-    return Tokenizer(
-        backend, eos_ids=eos_ids, chat_template=metadata.get("tokenizer.chat_template"), special_names=names
-    )
+    return _tried(path, backend, eos_ids=eos_ids, chat_template=template, special_names=names)
 
 
 def _byte_level_bpe(path: Path, metadata: Mapping[str, Any]) -> Any:
@@ -171,9 +176,9 @@ def _byte_level_bpe(path: Path, metadata: Mapping[str, Any]) -> Any:
     if absent := [key for key in ("tokens", "merges", "token_type") if f"tokenizer.ggml.{key}" not in metadata]:
         raise TruncatedFileError(f"{path} does not state its tokenizer's {', '.join(absent)}: convert it again")
     tokens, types = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
-    vocab = {token: token_id for token_id, token in enumerate(tokens)}
-    merges = [tuple(merge.split(" ")) for merge in metadata["tokenizer.ggml.merges"]]
     with _described_by(path):
+        vocab = {token: token_id for token_id, token in enumerate(tokens)}
+        merges = [tuple(merge.split(" ")) for merge in metadata["tokenizer.ggml.merges"]]
         backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocab, merges=merges))
     # Digits come first, so the blanks before one stay together ("\n\n1"); transformers 5.23 forgets this for GGUF.
     backend.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
@@ -183,13 +188,14 @@ def _byte_level_bpe(path: Path, metadata: Mapping[str, Any]) -> Any:
         ]
     )
     backend.decoder = tokenizers.decoders.ByteLevel()
-    backend.add_tokens(
-        [
-            tokenizers.AddedToken(token, special=kind == _CONTROL, normalized=False)
-            for token, kind in zip(tokens, types, strict=False)
-            if kind in (_CONTROL, _USER_DEFINED)
-        ]
-    )
+    with _described_by(path):
+        backend.add_tokens(
+            [
+                tokenizers.AddedToken(token, special=kind == _CONTROL, normalized=False)
+                for token, kind in zip(tokens, types, strict=False)
+                if kind in (_CONTROL, _USER_DEFINED)
+            ]
+        )
     return backend
 
 
@@ -200,29 +206,53 @@ def _of_folder(folder: Path) -> Tokenizer:
     tokenizers = demo_package("tokenizers")
     with _described_by(path):
         backend = tokenizers.Tokenizer.from_file(str(path))
+    highest, size = max(backend.get_vocab().values(), default=0), backend.get_vocab_size()
+    if highest > 16 * size + _HOLES:  # tokenizers counts up to it whenever it writes one down
+        raise TruncatedFileError(f"{path} has a token {highest} in a vocabulary of {size}: download it again")
     config = _optional_json(folder / "tokenizer_config.json")
     named = {name: config.get(name) for name in ("bos_token", "eos_token")}
-    names = {name: token["content"] if isinstance(token, dict) else token for name, token in named.items() if token}
+    named = {name: token.get("content") if isinstance(token, dict) else token for name, token in named.items()}
+    names = {name: token for name, token in named.items() if token}
+    if not all(isinstance(token, str) for token in names.values()):
+        raise TruncatedFileError(f"{folder / 'tokenizer_config.json'} names tokens that are no text: download it again")
     eos = _optional_json(folder / "generation_config.json").get("eos_token_id")
     if eos is None:
         eos = _optional_json(folder / "config.json").get("eos_token_id")
     if eos is None and "eos_token" in names:
         eos = backend.token_to_id(names["eos_token"])
     eos_ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
-    return Tokenizer(
-        backend, eos_ids=frozenset(eos_ids), chat_template=_chat_template(folder, config), special_names=names
-    )
+    if not all(_is_id(eos_id) for eos_id in eos_ids):
+        raise TruncatedFileError(f"the configs in {folder} have eos_token_id={eos!r:.80}, not ids: download them again")
+    template = _chat_template(folder, config)
+    return _tried(path, backend, eos_ids=frozenset(eos_ids), chat_template=template, special_names=names)
 
 
 def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
     """The template in its own file, as newer models have it, or in the config: one, or the one named default."""
     path = folder / "chat_template.jinja"
-    if path.is_file():
-        return path.read_text(encoding="utf-8")
-    template: str | list[dict[str, str]] | None = config.get("chat_template")
-    if isinstance(template, list):
-        return {entry["name"]: entry["template"] for entry in template}.get("default")
+    try:
+        if path.is_file():
+            return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise TruncatedFileError(f"{path} is not UTF-8 ({error}): download it again") from error
+    template: Any = config.get("chat_template")
+    if isinstance(template, list) and all(isinstance(entry, dict) for entry in template):
+        template = next((entry.get("template") for entry in template if entry.get("name") == "default"), None)
+    if not isinstance(template, (str, type(None))):
+        raise TruncatedFileError(f"{folder / 'tokenizer_config.json'} has a chat template that is no text: correct it")
     return template
+
+
+def _tried(path: Path, backend: Any, **about: Any) -> Tokenizer:
+    """The tokenizer, once it has encoded something: a file through which no text gets is refused now."""
+    with _described_by(path):
+        tokenizer = Tokenizer(backend, **about)
+        tokenizer.encode("a")
+    return tokenizer
+
+
+def _is_id(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 32
 
 
 def _optional_json(path: Path) -> dict[str, Any]:
@@ -253,5 +283,7 @@ def _whole_characters() -> Iterator[None]:
 def _described_by(path: Path) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # tokenizers raises nothing narrower
+    except BaseException as error:  # tokenizers raises nothing narrower, and a panic of its own is no Exception
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise TruncatedFileError(f"{path} does not describe a tokenizer ({error}): download it again") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -153,7 +154,7 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise FileError(f"there is no {path.name} in {path.parent}: a checkpoint's folder has one") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise TruncatedFileError(f"{path} is not JSON ({error}): download it again") from error
     if not isinstance(value, dict):
         raise TruncatedFileError(f"{path} holds a JSON {type(value).__name__}, not an object: download it again")
@@ -208,7 +209,7 @@ def _indexed(index: Path) -> dict[Path, set[str]]:
         raise TruncatedFileError(f"{index} has no weight_map: download it again")
     shards: dict[Path, set[str]] = {}
     for name, file in weight_map.items():
-        if not isinstance(file, str) or Path(file).name != file:
+        if not isinstance(file, str) or not file or Path(file).name != file:
             raise TruncatedFileError(f"{index} places {name} in {file!r}, which is not a file beside it")
         shards.setdefault(index.parent / file, set()).add(name)
     return shards
@@ -216,7 +217,7 @@ def _indexed(index: Path) -> dict[Path, set[str]]:
 
 def _safe_open(path: Path) -> Any:
     safetensors = demo_package("safetensors")
-    if not path.is_file():
+    if not os.path.isfile(path):  # noqa: PTH113  # Path.is_file raises OSError for a name that is too long
         raise FileError(f"there is no {path.name} in {path.parent}, though its index names it: download it again")
     try:
         return safetensors.safe_open(path, framework="pt")

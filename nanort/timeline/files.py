@@ -194,10 +194,9 @@ class _Fields:
     def nanoseconds(self, key: str) -> int:
         """A field of microseconds in whole nanoseconds."""
         microseconds: float = self.take(key, float)
-        whole = round(microseconds * 1e3)
-        if whole > LONGEST_NANOSECONDS:
+        if microseconds * 1e3 > LONGEST_NANOSECONDS:
             self.refuse(key, "at most 26 days")
-        return whole
+        return round(microseconds * 1e3)
 
     def refuse(self, key: str, what: str) -> NoReturn:
         """Say that the field must be ``what``."""
