@@ -170,10 +170,11 @@ def test_the_checker_as_it_is_passes() -> None:
 def test_a_broken_checker_is_found_out(
     function: Callable[..., Any], right: str, wrong: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    cases = judged()  # before anything is broken
     source, name, module = inspect.getsource(function), function.__name__, inspect.getmodule(function)
     assert source.count(right) == 1, "this line of the checker reads otherwise now: break it otherwise"
     exec(compile(source.replace(right, wrong), "<broken>", "exec"), changed := dict(vars(module)))
     for user in (accesses, hazards):
         if vars(user).get(name) is function:
             monkeypatch.setattr(user, name, changed[name])
-    assert any(is_reported(program, memory) != truth for program, memory, truth in judged())
+    assert any(is_reported(program, memory) != truth for program, memory, truth in cases)
