@@ -1,4 +1,4 @@
-"""route, expert_linear and expert_combine: which experts a row takes, and products with the matrices of those.
+"""expert_linear and expert_combine: products of each row with the matrices of its experts.
 
 A pair is a row and one of its experts. The pairs are sorted by expert on the device; then the programs walk the tiles
 of all experts, whose number only the device knows.
@@ -7,134 +7,24 @@ of all experts, whose number only the device knows.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 import triton
 import triton.language as tl
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from nanort.kernels.kernel import Typical, kernel, meta
 from nanort.kernels.launch import Launch
-from nanort.kernels.sampling import order_of, value_of
+from nanort.kernels.products import DTYPES, Tile, copied, described, product, unfit, write_columns
 
 SORT_BLOCK = 2048
 SUM_BLOCK = 1024
 SUM_PER_SM = 8
-FEW_ROWS = 1024
-"""Rows up to which a router reads its weights often rather than leave SMs idle."""
-ROUTE_PIECES = 128
-ROUTE_PART = 512
-"""Into so many pieces the logits of few rows are cut, so that a GPU is busy with them, but no sum shorter than that."""
-
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-_LAST = tl.constexpr(0x7FFFFFFF)
-_TAKEN = tl.constexpr(-(2**63))
-
-
-@dataclass(frozen=True, slots=True)
-class Tile:
-    """What a program of a matrix product computes at once: ``rows`` by ``columns``, the sum in steps of ``depth``."""
-
-    rows: int
-    columns: int
-    depth: int
-    warps: int
-    stages: int
-    per_sm: int
-
-
 FEW = Tile(16, 64, 128, warps=4, stages=4, per_sm=3)
 SOME = Tile(64, 128, 64, warps=4, stages=4, per_sm=2)
 MANY = Tile(128, 128, 64, warps=8, stages=3, per_sm=2)
 OTHER = Tile(32, 32, 32, warps=4, stages=3, per_sm=4)
 """By the pairs that an expert has: few leave it to memory, many to tensor cores. OTHER takes what is not copied as
 tiles: float32, and rows that do not start at multiples of 16 bytes."""
-
-
-@triton.jit
-def _product(
-    x, weight, weight_stride, first, last, start, stop, n,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, WHOLE: tl.constexpr,
-):  # fmt: skip
-    """Rows that ``x`` (rows, 1) points to times rows of weight, summed from start to stop; anything beyond ``last``."""
-    row = tl.minimum(first + tl.arange(0, COLUMNS), last).to(tl.int64)
-    total = tl.zeros((ROWS, COLUMNS), tl.float32)
-    for k in range(start, stop, DEPTH):
-        at = (k + tl.arange(0, DEPTH))[None, :]
-        one = tl.load(x + at) if WHOLE else tl.load(x + at, mask=at < stop, other=0.0)
-        if isinstance(weight, tl.tensor):
-            address = weight + row[:, None] * weight_stride + at
-            other = tl.load(address) if WHOLE else tl.load(address, mask=at < n, other=0.0)
-        else:
-            other = weight.load([first, k])
-        total = tl.dot(one, other.T, total, input_precision="ieee")
-    return total
-
-
-@triton.jit
-def _write(total, rows, first, m, stored):
-    """Writes columns from ``first`` on to these rows, some columns after the others: addresses take few registers."""
-    ROWS: tl.constexpr = total.shape[0]
-    COLUMNS: tl.constexpr = total.shape[1]
-    if COLUMNS > 32:
-        left, right = total.reshape(ROWS, 2, COLUMNS // 2).permute(0, 2, 1).split()
-        _write(left, rows, first, m, stored)
-        _write(right, rows, first + COLUMNS // 2, m, stored)
-    else:
-        column = (first + tl.arange(0, COLUMNS))[None, :]
-        tl.store(rows + column, total.to(rows.dtype.element_ty), mask=stored & (column < m))
-
-
-@triton.jit
-def _logits(
-    x, x_stride, weight, weight_stride, partial, rows, experts, n, splits, size,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, WHOLE: tl.constexpr,
-):  # fmt: skip
-    columns = tl.cdiv(experts, COLUMNS)
-    for piece in range(tl.program_id(0), tl.cdiv(rows, ROWS) * columns * splits, tl.num_programs(0)):
-        part = piece % splits
-        first = (piece // splits) % columns * COLUMNS
-        row = piece // splits // columns * ROWS + tl.arange(0, ROWS)
-        address = x + tl.minimum(row, rows - 1).to(tl.int64)[:, None] * x_stride
-        start = part * size
-        total = _product(
-            address, weight, weight_stride, first, experts - 1, start, min(start + size, n), n,
-            ROWS, COLUMNS, DEPTH, WHOLE,
-        )  # fmt: skip
-        to = partial + (row.to(tl.int64)[:, None] * splits + part) * experts
-        _write(total, to, first, experts, (row < rows)[:, None])
-
-
-@triton.jit
-def _best_experts(
-    x, partial, chosen, weights, rows, experts, splits, top_k,
-    ROWS: tl.constexpr, EXPERTS: tl.constexpr, CHOSEN: tl.constexpr,
-):  # fmt: skip
-    expert = tl.arange(0, EXPERTS)[None, :]
-    slot = tl.arange(0, CHOSEN)[None, :]
-    for block in range(tl.program_id(0), tl.cdiv(rows, ROWS), tl.num_programs(0)):
-        row = (block * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
-        valid = (row < rows) & (expert < experts)
-        logits = tl.zeros((ROWS, EXPERTS), tl.float32)
-        for part in range(splits):
-            logits += tl.load(partial + (row * splits + part) * experts + expert, mask=valid, other=0.0)
-        logits = logits.to(x.dtype.element_ty).to(tl.float32)  # equals of that dtype are equals
-        order = tl.where(logits == logits, order_of(logits, 0), _LAST)
-        ranked = (order.to(tl.int64) << 32) | (expert ^ _LAST).to(tl.int64)
-        ranked = tl.where(expert < experts, ranked, _TAKEN)
-        found = tl.zeros((ROWS, CHOSEN), tl.int64)
-        for k in range(top_k):
-            best = tl.max(ranked, axis=1)[:, None]
-            ranked = tl.where(ranked == best, _TAKEN, ranked)
-            found = tl.where(slot == k, best, found)
-        taken = value_of(found >> 32, 0)
-        top = tl.max(tl.where(slot == 0, taken, float("-inf")), axis=1)[:, None]
-        share = tl.where(slot < top_k, tl.exp(taken - top), 0.0)
-        share = share / tl.sum(share, axis=1)[:, None]
-        stored = (row < rows) & (slot < top_k)
-        tl.store(chosen + row * top_k + slot, (found & _LAST) ^ _LAST, mask=stored)
-        tl.store(weights + row * top_k + slot, share, mask=stored)
 
 
 @triton.jit
@@ -180,11 +70,11 @@ def _grouped(
         row, choice = (pair // chosen).to(tl.int64), (pair % chosen).to(tl.int64)
         address = x + (row * x_stride + choice * choice_stride)[:, None]
         first = index // tile_high * COLUMNS
-        total = _product(
+        total = product(
             address, weight, weight_stride, mine * m + first, mine * m + m - 1, 0, n, n, ROWS, COLUMNS, DEPTH, WHOLE
         )
         to = out + (row * out_stride + choice * m)[:, None]
-        _write(total, to, first, m, (at < tile_stop)[:, None])
+        write_columns(total, to, first, m, (at < tile_stop)[:, None])
 
 
 @triton.jit
@@ -204,98 +94,8 @@ def _weighted_sum(products, weights, out, out_stride, rows, m, CHOSEN: tl.conste
 # Plans.
 
 
-def _unfit(x: torch.Tensor, weight: torch.Tensor) -> str:
-    if x.dtype not in _DTYPES:
-        return f"takes float16, bfloat16 and float32, not {x.dtype}"
-    if not weight.is_contiguous():
-        return "takes contiguous weights"
-    return "" if x.stride(1) == 1 or x.shape[1] == 1 else "takes rows of x that are contiguous"
-
-
-def _copied(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether tiles of weight are for the engine that copies tiles: 16-bit numbers whose rows start as it wants."""
-    starts = (start for rows in (x, weight) for start in (rows.data_ptr(), rows.storage_offset() * rows.itemsize))
-    strides = (rows.stride(-2) * rows.itemsize for rows in (x, weight))
-    return x.itemsize == 2 and x.shape[1] > 0 and not any(size % 16 for size in (*starts, *strides))
-
-
-def _described(x: torch.Tensor, weight: torch.Tensor, tile: Tile) -> torch.Tensor | TensorDescriptor:
-    """The rows of weight, for that engine if it takes them."""
-    return TensorDescriptor.from_tensor(weight, [tile.columns, tile.depth]) if _copied(x, weight) else weight
-
-
-def _route_refuses(x: torch.Tensor, weight: torch.Tensor, *, top_k: int = 2) -> str:
-    return _unfit(x, weight)
-
-
-def _route_result(x: torch.Tensor, weight: torch.Tensor, *, top_k: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
-    return x.new_empty(len(x), top_k, dtype=torch.int64), x.new_empty(len(x), top_k, dtype=torch.float32)
-
-
-def _route_tile(x: torch.Tensor, weight: torch.Tensor) -> Tile:
-    if not _copied(x, weight):
-        return Tile(16, 32, 32, warps=4, stages=3, per_sm=4)
-    columns = min(max(triton.next_power_of_2(len(weight)), 16), 128)
-    if len(x) <= FEW_ROWS:
-        return Tile(16, columns, 128, warps=4, stages=3, per_sm=2)
-    return Tile(64, columns, 64, warps=4, stages=3, per_sm=2)
-
-
-def _route_parts(x: torch.Tensor, weight: torch.Tensor) -> tuple[int, int]:
-    """In how many parts the sums are cut, and terms of each but the last: as shapes say, whatever the SMs.
-
-    Scratch is reserved before addresses are known, on which the tile depends: 128 is a multiple of the depth of all.
-    """
-    n = x.shape[1]
-    tiles = triton.cdiv(len(x), 16 if len(x) <= FEW_ROWS else 64) * triton.cdiv(len(weight), 128)
-    size = triton.cdiv(n, triton.cdiv(ROUTE_PIECES, max(tiles, 1)))
-    size = max(triton.cdiv(size, 128) * 128, ROUTE_PART)
-    return max(triton.cdiv(n, size), 1), size
-
-
-def _route_bytes(x: torch.Tensor, weight: torch.Tensor, *, sms: int, top_k: int = 2) -> int:
-    splits, _ = _route_parts(x, weight)
-    return 4 * len(x) * splits * len(weight)
-
-
-@kernel(result=_route_result, refuses=_route_refuses, scratch_bytes=_route_bytes)
-def route(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    *,
-    out: tuple[torch.Tensor, torch.Tensor],
-    scratch: torch.Tensor | None,
-    sms: int,
-    top_k: int = 2,
-) -> Sequence[Launch]:
-    """The experts of each row and their weights; of equal ones, the first."""
-    (rows, n), experts = x.shape, len(weight)
-    if not rows or not top_k:
-        return []
-    assert scratch is not None, "the plan is called with the scratch that it asks for"
-    tile = _route_tile(x, weight)
-    splits, size = _route_parts(x, weight)
-    partial = scratch[: 4 * rows * splits * experts].view(torch.float32)
-    arguments = {
-        "x": x, "x_stride": x.stride(0), "weight": _described(x, weight, tile), "weight_stride": weight.stride(0),
-        "partial": partial,
-        "rows": rows, "experts": experts, "n": n, "splits": splits, "size": size,
-        "ROWS": tile.rows, "COLUMNS": tile.columns, "DEPTH": tile.depth, "WHOLE": n % tile.depth == 0,
-    }  # fmt: skip
-    pieces = triton.cdiv(rows, tile.rows) * triton.cdiv(experts, tile.columns) * splits
-    logits = Launch(_logits, min(pieces, sms * tile.per_sm), arguments, warps=tile.warps, stages=tile.stages)
-    block = triton.next_power_of_2(experts)
-    together = max(1, 512 // block)
-    arguments = {
-        "x": x, "partial": partial, "chosen": out[0], "weights": out[1], "rows": rows, "experts": experts,
-        "splits": splits, "top_k": top_k,
-        "ROWS": together, "EXPERTS": block, "CHOSEN": triton.next_power_of_2(top_k),
-    }  # fmt: skip
-    return [logits, Launch(_best_experts, min(triton.cdiv(rows, together), sms * 8), arguments, warps=4)]
-
-
 def _tile(x: torch.Tensor, pairs: int, weight: torch.Tensor) -> Tile:
-    if not _copied(x, weight):
+    if not copied(x, weight):
         return OTHER
     each = triton.cdiv(pairs, len(weight))
     return FEW if each <= FEW.rows else SOME if each <= SOME.rows else MANY
@@ -328,7 +128,7 @@ def _products(
     tile = _tile(x, pairs, weight)
     arguments = {
         "x": x, "x_stride": x.stride(0), "choice_stride": choice_stride,
-        "weight": _described(x, weight.view(count * m, n), tile), "weight_stride": n, "starts": starts, "order": order,
+        "weight": described(x, weight.view(count * m, n), tile), "weight_stride": n, "starts": starts, "order": order,
         "out": out, "out_stride": out_stride, "pairs": pairs, "chosen": chosen, "experts": count, "m": m, "n": n,
         "EXPERTS": triton.next_power_of_2(count), "ROWS": tile.rows, "COLUMNS": tile.columns, "DEPTH": tile.depth,
         "WHOLE": n % tile.depth == 0,
@@ -339,7 +139,7 @@ def _products(
 
 
 def _linear_refuses(x: torch.Tensor, experts: torch.Tensor, weight: torch.Tensor) -> str:
-    return _unfit(x, weight) or ("" if experts.is_contiguous() else "takes contiguous experts")
+    return unfit(x, weight) or ("" if experts.is_contiguous() else "takes contiguous experts")
 
 
 def _linear_bytes(x: torch.Tensor, experts: torch.Tensor, weight: torch.Tensor, *, sms: int) -> int:
@@ -365,10 +165,10 @@ def expert_linear(
 
 
 def _combine_refuses(x: torch.Tensor, experts: torch.Tensor, weights: torch.Tensor, weight: torch.Tensor) -> str:
-    if weights.dtype not in _DTYPES:
+    if weights.dtype not in DTYPES:
         return f"takes weights in float16, bfloat16 and float32, not {weights.dtype}"
     whole = experts.is_contiguous() and weights.is_contiguous()
-    return _unfit(x, weight) or ("" if whole else "takes contiguous experts and weights")
+    return unfit(x, weight) or ("" if whole else "takes contiguous experts and weights")
 
 
 def _combine_bytes(
@@ -410,12 +210,11 @@ def expert_combine(
 
 
 def typical() -> Iterator[Typical]:
-    """A layer of Mixtral-8x7B for few rows and many, in all tiles, and the router of a layer of 256 experts."""
+    """A layer of Mixtral-8x7B for few rows and many, in all tiles."""
     for rows in (8, 128, 2048):
         x, experts, weights = meta(rows, 4096), meta(rows, 2, dtype=torch.int64), meta(rows, 2, dtype=torch.float32)
         up, down = meta(8, 14336, 4096), meta(8, 4096, 14336)
         sizes = f"{rows} x 4096, 2 of 8 experts x 14336"
-        yield Typical("route.triton", sizes, route, (x, meta(8, 4096)), {"top_k": 2})
         yield Typical("expert_linear.triton", sizes, expert_linear, (x, experts, up))
         yield Typical("expert_combine.triton", sizes, expert_combine, (meta(rows, 2 * 14336), experts, weights, down))
     x, picked = meta(128, 4096, dtype=torch.float32), meta(128, 2, dtype=torch.int64)
@@ -423,6 +222,3 @@ def typical() -> Iterator[Typical]:
     yield Typical("expert_linear.triton", "128 x 4096, 2 of 8 experts x 14336 float32", expert_linear, (x, picked, up))
     x, up = meta(128, 4095), meta(8, 14336, 4095)
     yield Typical("expert_linear.triton", "128 x 4095, 2 of 8 experts x 14336", expert_linear, (x, picked, up))
-    yield Typical(
-        "route.triton", "2048 x 7168, 8 of 256 experts", route, (meta(2048, 7168), meta(256, 7168)), {"top_k": 8}
-    )

@@ -124,7 +124,7 @@ def _chosen() -> torch.Tensor:
 @nr.op(
     demand=_route_demand,
     example=lambda **_: (normal(1, 7, 5), normal(2, 4, 5)),
-    kernels={"triton": "nanort.kernels.moe:route"},
+    kernels={"triton": "nanort.kernels.route:route"},
 )
 def route(x: torch.Tensor, weight: torch.Tensor, *, top_k: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
     """The ``top_k`` experts of each row, best first, and their weights: the softmax of those experts' logits alone.

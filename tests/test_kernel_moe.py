@@ -9,9 +9,11 @@ from triton import knobs
 
 import nanort as nr
 from nanort import ops
-from nanort.kernels import moe
+from nanort.kernels import moe, products
+from nanort.kernels import route as routing
 from nanort.kernels.kernel import Kernel, meta
-from nanort.kernels.moe import expert_combine, expert_linear, route
+from nanort.kernels.moe import expert_combine, expert_linear
+from nanort.kernels.route import route
 from nanort.ops.moe import touched
 from tolerances import TOLERANCES, assert_near
 
@@ -78,9 +80,9 @@ def test_route_takes_the_first_of_equals() -> None:
 def test_route_of_many_rows_and_long_ones(sms: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is summed in parts where there are few tiles, and by larger tiles where there are many rows."""
     for rows, n, few in ((5, 1100, 1024), (70, 40, 8)):
-        monkeypatch.setattr(moe, "FEW_ROWS", few)
+        monkeypatch.setattr(routing, "FEW_ROWS", few)
         x, weight = normal(3, rows, n, dtype=torch.float16), normal(4, 7, n, dtype=torch.float16) / 16
-        assert moe._route_parts(x, weight)[0] == (3 if n == 1100 else 1)
+        assert routing._route_parts(x, weight)[0] == (3 if n == 1100 else 1)
         chosen, weights = route(x, weight, top_k=2, sms=sms)
         wanted, exact = ops.route(x.double(), weight.double(), top_k=2)
         assert torch.equal(chosen, wanted)
@@ -103,10 +105,10 @@ def test_route_of_rows_in_a_larger_tensor() -> None:
 def test_route_asks_for_as_much_scratch_wherever_its_arguments_lie(rows: int, n: int) -> None:
     x, weight = meta(rows, n), meta(8, n)
     shifted = meta(8 * n + 1)[1:].view(8, n)
-    assert moe._copied(x, weight) > moe._copied(x, shifted)
+    assert products.copied(x, weight) > products.copied(x, shifted)
     assert route.scratch_bytes(x, shifted, sms=3, top_k=2) == route.scratch_bytes(x, weight, sms=3, top_k=2)
-    for tile in (moe._route_tile(x, weight), moe._route_tile(x, shifted)):
-        assert moe._route_parts(x, weight)[1] % tile.depth == 0
+    for tile in (routing._route_tile(x, weight), routing._route_tile(x, shifted)):
+        assert routing._route_parts(x, weight)[1] % tile.depth == 0
 
 
 def test_route_in_scratch_that_other_kernels_need_more_of() -> None:
@@ -165,7 +167,7 @@ def test_products_of_rows_in_larger_tensors(n: int) -> None:
     weight = stack[1:-1]
     picked, weights = drawn(22, rows + 2, experts, chosen)[1:-1], normal(23, rows + 2, chosen)[1:-1]
     wide, around_wide = within(torch.full((rows, chosen * m), torch.nan, dtype=torch.float16))
-    assert moe._copied(x, weight) == (n == 64)
+    assert products.copied(x, weight) == (n == 64)
     expert_linear(x, picked, weight, out=wide, sms=3)
     assert_near(wide, ops.expert_linear(x.double(), picked, weight.double()))
     narrow, around_narrow = within(torch.full((rows, m), torch.nan, dtype=torch.float16))
