@@ -89,23 +89,27 @@ def _move(
 
 @triton.jit
 def _rope_kv_append(
-    kv, q, k, v, positions, slots, out, rows, tokens, q_stride, k_stride, v_stride, splits,
-    root, root_rest, log_theta,
-    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, PAGE_SIZE: tl.constexpr,
+    kv, q, k, v, positions, slots, frequencies, out, rows, tokens, q_stride, k_stride, v_stride, splits,
+    root, root_rest, log_theta, scale,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, PAGE_SIZE: tl.constexpr, GIVEN: tl.constexpr,
     GROUP: tl.constexpr, HALF: tl.constexpr, Q_UNITS: tl.constexpr, KV_UNITS: tl.constexpr,
 ):  # fmt: skip
     """Of every row, units of q, k and v, dealt to ``splits`` programs; where there is no q, k is not turned."""
-    if Q_UNITS > 0:
-        frequencies = _frequencies(root, root_rest, log_theta, DIM, HALF).to(tl.float64)
-    else:
+    if Q_UNITS == 0:
         cos, sin = 0.0, 0.0
+    elif GIVEN:
+        at = tl.arange(0, HALF)
+        turn = tl.load(frequencies + at, mask=at < DIM // 2, other=0.0).to(tl.float64)
+    else:
+        turn = _frequencies(root, root_rest, log_theta, DIM, HALF).to(tl.float64)
     for piece in range(tl.program_id(0), rows * splits, tl.num_programs(0)):
         row = tl.full((), 1, tl.int64) * (piece // splits)
         if Q_UNITS > 0:
             # By way of float64, which is exact, so that nothing is fused with the product: it is rounded as torch's.
-            angles = (tl.load(positions + row).to(tl.float32).to(tl.float64) * frequencies).to(tl.float32)
+            angles = (tl.load(positions + row).to(tl.float32).to(tl.float64) * turn).to(tl.float32)
             cos, sin = _cos_sin(angles)
-            cos, sin = cos.to(out.dtype.element_ty)[None, :], sin.to(out.dtype.element_ty)[None, :]
+            dtype: tl.constexpr = out.dtype.element_ty
+            cos, sin = (cos * scale).to(dtype)[None, :], (sin * scale).to(dtype)[None, :]
         if KV_UNITS > 0:
             slot = tl.load(slots + row).to(tl.int64)
             tl.device_assert((slot >= 0) & (slot < tokens), "a slot lies outside the cache")
@@ -130,7 +134,9 @@ def _plan(
     v: torch.Tensor | None,
     positions: torch.Tensor | None,
     slots: torch.Tensor | None,
+    frequencies: torch.Tensor | None,
     theta: float,
+    scale: float,
     out: torch.Tensor | None,
     sms: int,
 ) -> Sequence[Launch]:
@@ -147,12 +153,15 @@ def _plan(
     splits = min(units, triton.cdiv(sms * PER_SM, rows))  # few rows are shared out more finely
     root = _float32(theta) ** (2 / dim)
     arguments = {
-        "kv": kv, "q": q, "k": k, "v": v, "positions": positions, "slots": slots, "out": out, "rows": rows,
+        "kv": kv, "q": q, "k": k, "v": v, "positions": positions, "slots": slots,
+        "frequencies": frequencies, "out": out, "rows": rows,
         "tokens": 0 if kv is None else kv.shape[0] * kv.shape[2],
         **{f"{name}_stride": 0 if x is None else row_stride(x, 2) for name, x in (("q", q), ("k", k), ("v", v))},
         "splits": splits,
         "root": _float32(root), "root_rest": root - _float32(root), "log_theta": math.log(_float32(theta)),
+        "scale": _float32(scale),
         "HEADS": heads, "KV_HEADS": kv_heads, "DIM": dim, "PAGE_SIZE": 1 if kv is None else kv.shape[2],
+        "GIVEN": frequencies is not None,
         "GROUP": group, "HALF": half, "Q_UNITS": q_units, "KV_UNITS": kv_units,
     }  # fmt: skip
     return [Launch(_rope_kv_append, min(rows * splits, sms * PER_SM), arguments, warps=1, registers=REGISTERS)]
@@ -162,8 +171,10 @@ def _float32(number: float) -> float:
     return torch.tensor(number, dtype=torch.float32).item()
 
 
-def _refuses(*tensors: torch.Tensor) -> str:
+def _refuses(*tensors: torch.Tensor, frequencies: torch.Tensor | None = None) -> str:
     """Of rows (rows, heads, dim), and of indices (rows,)."""
+    if frequencies is not None and (frequencies.dtype is not torch.float32 or not frequencies.is_contiguous()):
+        return "takes contiguous frequencies in float32"
     for x in tensors:
         if x.dim() == 3 and x.dtype not in (torch.float16, torch.bfloat16, torch.float32):
             return f"takes float16, bfloat16 and float32, not {x.dtype}"
@@ -172,25 +183,27 @@ def _refuses(*tensors: torch.Tensor) -> str:
     return ""
 
 
-def _appends(kv: torch.Tensor, *rows: torch.Tensor) -> str:
-    return _refuses(*rows) if kv.is_contiguous() else "takes a contiguous cache"
+def _appends(kv: torch.Tensor, *rows: torch.Tensor, frequencies: torch.Tensor | None = None) -> str:
+    return _refuses(*rows, frequencies=frequencies) if kv.is_contiguous() else "takes a contiguous cache"
 
 
 @kernel(
-    result=lambda x, positions, theta=10000.0: x.new_empty(x.shape),
-    refuses=lambda x, positions, theta=10000.0: _refuses(x, positions),
+    result=lambda x, *_, **__: x.new_empty(x.shape),
+    refuses=lambda x, positions, frequencies=None, **_: _refuses(x, positions, frequencies=frequencies),
 )
 def rope(
     x: torch.Tensor,
     positions: torch.Tensor,
+    frequencies: torch.Tensor | None = None,
     *,
     theta: float = 10000.0,
+    scale: float = 1.0,
     out: torch.Tensor,
     scratch: torch.Tensor | None,
     sms: int,
 ) -> Sequence[Launch]:
     """``x`` (rows, heads, dim) with every head rotated by its row's position."""
-    return _plan(None, x, None, None, positions, None, theta, out, sms)
+    return _plan(None, x, None, None, positions, None, frequencies, theta, scale, out, sms)
 
 
 @kernel(refuses=lambda kv, k, v, slots, layout=None: _appends(kv, k, v, slots))
@@ -206,12 +219,14 @@ def kv_append(
     sms: int,
 ) -> Sequence[Launch]:
     """Writes keys and values (rows, kv_heads, dim) to their slots of the cache."""
-    return _plan(kv, None, k, v, None, slots, 1.0, None, sms)
+    return _plan(kv, None, k, v, None, slots, None, 1.0, 1.0, None, sms)
 
 
 @kernel(
-    result=lambda kv, q, *_, theta=10000.0, layout=None: q.new_empty(q.shape),
-    refuses=lambda kv, *rows, theta=10000.0, layout=None: _appends(kv, *rows),
+    result=lambda kv, q, *_, **__: q.new_empty(q.shape),
+    refuses=lambda kv, q, k, v, positions, slots, frequencies=None, **_: _appends(
+        kv, q, k, v, positions, slots, frequencies=frequencies
+    ),
 )
 def rope_kv_append(
     kv: torch.Tensor,
@@ -220,15 +235,17 @@ def rope_kv_append(
     v: torch.Tensor,
     positions: torch.Tensor,
     slots: torch.Tensor,
+    frequencies: torch.Tensor | None = None,
     *,
     theta: float = 10000.0,
+    scale: float = 1.0,
     layout: object = None,
     out: torch.Tensor,
     scratch: torch.Tensor | None,
     sms: int,
 ) -> Sequence[Launch]:
     """Rotated q; rotated keys, and values, are written to their slots of the cache."""
-    return _plan(kv, q, k, v, positions, slots, theta, out, sms)
+    return _plan(kv, q, k, v, positions, slots, frequencies, theta, scale, out, sms)
 
 
 def typical() -> Iterator[Typical]:
@@ -239,3 +256,6 @@ def typical() -> Iterator[Typical]:
         yield Typical("rope_kv_append.triton", sizes, rope_kv_append, (kv, q, k, v, index, index))
         yield Typical("rope.triton", sizes, rope, (q, index))
         yield Typical("kv_append.triton", sizes, kv_append, (kv, k, v, index))
+        given, sizes = meta(64, dtype=torch.float32), f"{sizes}, frequencies"
+        yield Typical("rope_kv_append.triton", sizes, rope_kv_append, (kv, q, k, v, index, index, given))
+        yield Typical("rope.triton", sizes, rope, (q, index, given))

@@ -15,6 +15,8 @@ from nanort.kernels.sampling import order_of, value_of
 
 FEW_ROWS = 1024
 """Rows up to which a router reads its weights often rather than leave SMs idle."""
+REGISTERS = 65536
+"""Of an SM, which its programs share; left to itself, the compiler spills at 64 columns on Blackwell."""
 ROUTE_PIECES = 128
 ROUTE_PART = 512
 """Into so many pieces the logits of few rows are cut, so that a GPU is busy with them, but no sum shorter than that."""
@@ -46,7 +48,7 @@ def _logits(
 @triton.jit
 def _best_experts(
     x, partial, chosen, weights, rows, experts, splits, top_k,
-    ROWS: tl.constexpr, EXPERTS: tl.constexpr, CHOSEN: tl.constexpr,
+    ROWS: tl.constexpr, EXPERTS: tl.constexpr, CHOSEN: tl.constexpr, NORMALIZE: tl.constexpr,
 ):  # fmt: skip
     expert = tl.arange(0, EXPERTS)[None, :]
     slot = tl.arange(0, CHOSEN)[None, :]
@@ -68,17 +70,22 @@ def _best_experts(
         taken = value_of(found >> 32, 0)
         top = tl.max(tl.where(slot == 0, taken, float("-inf")), axis=1)[:, None]
         share = tl.where(slot < top_k, tl.exp(taken - top), 0.0)
-        share = share / tl.sum(share, axis=1)[:, None]
+        if NORMALIZE:
+            share = share / tl.sum(share, axis=1)[:, None]
+        else:
+            share = share / tl.sum(tl.where(expert < experts, tl.exp(logits - top), 0.0), axis=1)[:, None]
         stored = (row < rows) & (slot < top_k)
         tl.store(chosen + row * top_k + slot, (found & _LAST) ^ _LAST, mask=stored)
         tl.store(weights + row * top_k + slot, share, mask=stored)
 
 
-def _route_refuses(x: torch.Tensor, weight: torch.Tensor, *, top_k: int = 2) -> str:
+def _route_refuses(x: torch.Tensor, weight: torch.Tensor, **_: object) -> str:
     return unfit(x, weight)
 
 
-def _route_result(x: torch.Tensor, weight: torch.Tensor, *, top_k: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
+def _route_result(
+    x: torch.Tensor, weight: torch.Tensor, *, top_k: int = 2, **_: object
+) -> tuple[torch.Tensor, torch.Tensor]:
     return x.new_empty(len(x), top_k, dtype=torch.int64), x.new_empty(len(x), top_k, dtype=torch.float32)
 
 
@@ -103,9 +110,8 @@ def _route_parts(x: torch.Tensor, weight: torch.Tensor) -> tuple[int, int]:
     return max(triton.cdiv(n, size), 1), size
 
 
-def _route_bytes(x: torch.Tensor, weight: torch.Tensor, *, sms: int, top_k: int = 2) -> int:
-    splits, _ = _route_parts(x, weight)
-    return 4 * len(x) * splits * len(weight)
+def _route_bytes(x: torch.Tensor, weight: torch.Tensor, **_: object) -> int:
+    return 4 * len(x) * _route_parts(x, weight)[0] * len(weight)
 
 
 @kernel(result=_route_result, refuses=_route_refuses, scratch_bytes=_route_bytes)
@@ -117,6 +123,7 @@ def route(
     scratch: torch.Tensor | None,
     sms: int,
     top_k: int = 2,
+    normalize: bool = True,
 ) -> Sequence[Launch]:
     """The experts of each row and their weights; of equal ones, the first."""
     (rows, n), experts = x.shape, len(weight)
@@ -133,21 +140,26 @@ def route(
         "ROWS": tile.rows, "COLUMNS": tile.columns, "DEPTH": tile.depth, "WHOLE": n % tile.depth == 0,
     }  # fmt: skip
     pieces = triton.cdiv(rows, tile.rows) * triton.cdiv(experts, tile.columns) * splits
-    logits = Launch(_logits, min(pieces, sms * tile.per_sm), arguments, warps=tile.warps, stages=tile.stages)
+    logits = Launch(
+        _logits, min(pieces, sms * tile.per_sm), arguments, warps=tile.warps, stages=tile.stages,
+        registers=min(REGISTERS // (32 * tile.warps * tile.per_sm), 255),
+    )  # fmt: skip
     block = triton.next_power_of_2(experts)
     together = max(1, 512 // block)
     arguments = {
         "x": x, "partial": partial, "chosen": out[0], "weights": out[1], "rows": rows, "experts": experts,
         "splits": splits, "top_k": top_k,
-        "ROWS": together, "EXPERTS": block, "CHOSEN": triton.next_power_of_2(top_k),
+        "ROWS": together, "EXPERTS": block, "CHOSEN": triton.next_power_of_2(top_k), "NORMALIZE": normalize,
     }  # fmt: skip
     return [logits, Launch(_best_experts, min(triton.cdiv(rows, together), sms * 8), arguments, warps=4)]
 
 
 def typical() -> Iterator[Typical]:
-    """The router of Mixtral-8x7B for few rows and many, and that of a layer of 256 experts."""
+    """The router of Mixtral-8x7B for few rows and many, that of Qwen1.5-MoE, and that of a layer of 256 experts."""
     for rows in (8, 128, 2048):
         sizes = f"{rows} x 4096, 2 of 8 experts x 14336"
         yield Typical("route.triton", sizes, route, (meta(rows, 4096), meta(8, 4096)), {"top_k": 2})
+    qwen = meta(2048, 2048), meta(60, 2048)
+    yield Typical("route.triton", "2048 x 2048, 4 of 60 experts", route, qwen, {"top_k": 4, "normalize": False})
     large = meta(2048, 7168), meta(256, 7168)
     yield Typical("route.triton", "2048 x 7168, 8 of 256 experts", route, large, {"top_k": 8})

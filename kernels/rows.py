@@ -1,4 +1,4 @@
-"""gather, scatter: rows by their index, copied as they are; embedding and page_gather copy by the same kernel."""
+"""gather, scatter, store: rows by their index or all, copied as they are, as are those of embedding and page_gather."""
 
 from __future__ import annotations
 
@@ -34,14 +34,20 @@ def _copy_rows(
     WIDTH: tl.constexpr,
     GATHERS: tl.constexpr,
 ):
-    """Row ``index[i]`` of the source to row i of the target, or row i to row ``index[i]``; strides are in units."""
+    """Row ``index[i]`` of the source to row i of the target, or row i to row ``index[i]``; strides are in units.
+
+    Without an index, each row to its like.
+    """
     blocks = tl.cdiv(units * UNIT, WIDTH)
     for piece in range(tl.program_id(0), tl.cdiv(count, ROWS) * blocks, tl.num_programs(0)):
         row = piece // blocks * ROWS + tl.arange(0, ROWS)
         column = piece % blocks * WIDTH + tl.arange(0, WIDTH)
-        named = tl.load(index + row, mask=row < count, other=0).to(tl.int64)
-        tl.device_assert((named >= 0) & (named < limit), "an index names no row")
         row = row.to(tl.int64)
+        if index is None:
+            named = row
+        else:
+            named = tl.load(index + row, mask=row < count, other=0).to(tl.int64)
+            tl.device_assert((named >= 0) & (named < limit), "an index names no row")
         # UNIT is known to the compiler, so that it knows how far all of these are aligned.
         read = (named if GATHERS else row) * source_stride * UNIT
         write = (row if GATHERS else named) * target_stride * UNIT
@@ -57,9 +63,9 @@ def row_stride(x: torch.Tensor, inner: int = 1) -> int | None:
     return x.stride(0) if x.dim() == inner + 1 and x[:1].is_contiguous() else None
 
 
-def refuses_copy(indexed: torch.Tensor, index: torch.Tensor, rows: torch.Tensor | None = None) -> str:
+def refuses_copy(indexed: torch.Tensor, index: torch.Tensor | None, rows: torch.Tensor | None = None) -> str:
     """Why :func:`copy_rows` does not take these."""
-    if not index.is_contiguous():
+    if index is not None and not index.is_contiguous():
         return "takes a contiguous index"
     if any(x is not None and row_stride(x, x.dim() - 1) is None for x in (indexed, rows)):
         return "takes rows that are contiguous, each by itself"
@@ -67,11 +73,14 @@ def refuses_copy(indexed: torch.Tensor, index: torch.Tensor, rows: torch.Tensor 
 
 
 def copy_rows(
-    source: torch.Tensor, target: torch.Tensor, index: torch.Tensor, *, gathers: bool, sms: int
+    source: torch.Tensor, target: torch.Tensor, index: torch.Tensor | None, *, gathers: bool, sms: int
 ) -> Sequence[Launch]:
-    """Copies rows of any shape and dtype: those of the source that ``index`` names, or to those of the target."""
+    """Copies rows of any shape and dtype: those of the source that ``index`` names, or to those of the target.
+
+    Without an index, all of them.
+    """
     (source, source_bytes), (target, target_bytes) = _as_bytes(source), _as_bytes(target)
-    count, width = len(index), target.shape[1]
+    count, width = len(source if index is None else index), target.shape[1]
     if not count or not width:
         return []
     unit = gcd(16, width, source_bytes, target_bytes, source.data_ptr(), target.data_ptr())
@@ -126,9 +135,18 @@ def scatter(
     return copy_rows(rows, x, index, gathers=False, sms=sms)
 
 
+@kernel(refuses=lambda x, rows: refuses_copy(x, None, rows))
+def store(
+    x: torch.Tensor, rows: torch.Tensor, *, out: None, scratch: torch.Tensor | None, sms: int
+) -> Sequence[Launch]:
+    """Sets x to ``rows``."""
+    return copy_rows(rows, x, None, gathers=True, sms=sms)
+
+
 def typical() -> Iterator[Typical]:
-    """The last row of every request of a LLaMA-3-8B step, for the head, and single tokens."""
+    """The last row of every request of a LLaMA-3-8B step, for the head, single tokens, and a residual stream."""
     index = meta(256, dtype=torch.int64)
     yield Typical("gather.triton", "256 of 2048 x 4096", gather, (meta(2048, 4096), index))
     yield Typical("scatter.triton", "256 of 2048 x 4096", scatter, (meta(2048, 4096), index, meta(256, 4096)))
     yield Typical("gather.triton", "256 of 2048 int64", gather, (meta(2048, dtype=torch.int64), index))
+    yield Typical("store.triton", "2048 x 4096", store, (meta(2048, 4096), meta(2048, 4096)))

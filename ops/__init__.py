@@ -13,15 +13,15 @@ linear: bfloat16[64, 256]
 Demand(flops=4.1943e+06, hbm_bytes=114688, tiles=8)
 """
 
-from nanort.ops.activation import add, silu_mul
+from nanort.ops.activation import add, gated_add, silu_mul
 from nanort.ops.attention import decode_attention, prefill_attention
-from nanort.ops.embedding import embedding
+from nanort.ops.embedding import embedding, recall
 from nanort.ops.kv import kv_append, page_gather, page_scatter
 from nanort.ops.linear import linear
 from nanort.ops.moe import expert_combine, expert_linear, route
 from nanort.ops.norm import add_rms_norm, rms_norm
 from nanort.ops.rope import rope, rope_kv_append
-from nanort.ops.rows import gather, scatter
+from nanort.ops.rows import gather, scatter, store
 from nanort.ops.sampling import argmax, sample
 from nanort.ops.transfer import to_device, to_host
 
@@ -33,12 +33,14 @@ __all__ = [
     "embedding",
     "expert_combine",
     "expert_linear",
+    "gated_add",
     "gather",
     "kv_append",
     "linear",
     "page_gather",
     "page_scatter",
     "prefill_attention",
+    "recall",
     "rms_norm",
     "rope",
     "rope_kv_append",
@@ -46,6 +48,7 @@ __all__ = [
     "sample",
     "scatter",
     "silu_mul",
+    "store",
     "to_device",
     "to_host",
 ]

@@ -14,6 +14,8 @@ DECODE_TILE = 64
 """Tokens of one head of the cache that are worth a part of the GPU of their own."""
 PREFILL_TILE = 64
 """Rows, times the query heads that share a head of the cache, that are worth an SM of their own."""
+TOGETHER = 16
+"""Rows of decode attention that the reference takes at once."""
 
 
 def _checked(
@@ -64,9 +66,13 @@ def _attend(q: torch.Tensor, kv: torch.Tensor, pages: torch.Tensor, positions: t
         flat.index_select(0, found.flatten()).view(*slots.shape, *flat.shape[1:]).transpose(1, 2)
         for found in (slots, slots + page_size)
     )
-    seen = tokens <= positions[:, None, :, None]
-    out = F.scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=seen, enable_gqa=True)
-    return out.transpose(1, 2)
+    # Query heads that share a head of the cache are rows of it, so that keys and values are not repeated for each.
+    batch, rows, heads, dim = q.shape
+    group = heads // kv.shape[3]
+    shared = q.view(batch, rows, -1, group, dim).transpose(1, 2).reshape(batch, -1, rows * group, dim)
+    seen = (tokens <= positions[:, :, None]).repeat_interleave(group, dim=1)[:, None]
+    out = F.scaled_dot_product_attention(shared, k, v, attn_mask=seen)
+    return out.view(batch, -1, rows, group, dim).transpose(1, 2).reshape(q.shape)
 
 
 def _demand(
@@ -165,11 +171,13 @@ def decode_attention(
     values of those tokens, and the indices that lead to them, are read, the result is written. A tile is 64 of those
     tokens, of one head of the cache.
     """
-    nothing = _checked(q, kv, pages, positions, requests)
-    if not len(q):
-        return nothing
+    out = _checked(q, kv, pages, positions, requests)
     table = pages if requests is None else pages[requests]
-    return _attend(q[:, None], kv, table, positions[:, None]).reshape(q.shape)
+    order = positions.argsort(stable=True)  # so that rows of like lengths are taken together, and little is filled up
+    for first in range(0, len(q), TOGETHER):
+        rows = order[first : first + TOGETHER]
+        out[rows] = _attend(q[rows, None], kv, table[rows], positions[rows, None])[:, 0]
+    return out
 
 
 @nr.op(

@@ -28,12 +28,17 @@ def touched(experts: int, chosen: int, rows: int) -> float:
 
 
 def _route_demand(
-    x: torch.Tensor, weight: torch.Tensor, *, out: tuple[torch.Tensor, torch.Tensor], top_k: int = 2
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    *,
+    out: tuple[torch.Tensor, torch.Tensor],
+    top_k: int = 2,
+    normalize: bool = True,
 ) -> nr.Demand:
     experts, weights = out
     parts = math.ceil(x.shape[1] / 512)
     return nr.Demand(
-        flops=2 * x.numel() * len(weight) + 4 * weights.numel(),
+        flops=2 * x.numel() * len(weight) + 4 * (weights.numel() if normalize else len(x) * len(weight)),
         hbm_bytes=x.nbytes + weight.nbytes + experts.nbytes + weights.nbytes,
         tiles=math.ceil(len(x) / (16 if len(x) <= 1024 else 64)) * math.ceil(len(weight) / 128) * parts,
     )
@@ -126,13 +131,17 @@ def _chosen() -> torch.Tensor:
     example=lambda **_: (normal(1, 7, 5), normal(2, 4, 5)),
     kernels={"triton": "nanort.kernels.route:route"},
 )
-def route(x: torch.Tensor, weight: torch.Tensor, *, top_k: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
+def route(
+    x: torch.Tensor, weight: torch.Tensor, *, top_k: int = 2, normalize: bool = True
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The ``top_k`` experts of each row, best first, and their weights: the softmax of those experts' logits alone.
 
-    x (rows, n), weight (experts, n) -> int64 (rows, top_k), and (rows, top_k) in float32 or wider.
+    x (rows, n), weight (experts, n) -> int64 (rows, top_k), and (rows, top_k) in float32 or wider. The weights of a row
+    add up to 1; without ``normalize`` they are shares of the softmax over all experts.
 
-    Demand: a multiply-add as 2 flops, and 4 a weight (subtract, exponentiate, add, divide); arguments read once, both
-    results written once; tiles of 16 rows, 64 from 1025 on, by 128 experts, each in parts of 512 products.
+    Demand: a multiply-add as 2 flops, and 4 a logit of the softmax (subtract, exponentiate, add, divide); arguments
+    read once, both results written once; tiles of 16 rows, 64 from 1025 on, by 128 experts, each in parts of 512
+    products.
     """
     require(
         x.dim() == 2 and weight.dim() == 2 and x.shape[1] == weight.shape[1] and x.dtype == weight.dtype,
@@ -140,8 +149,12 @@ def route(x: torch.Tensor, weight: torch.Tensor, *, top_k: int = 2) -> tuple[tor
         x=x,
         weight=weight,
     )
-    logits, experts = F.linear(x, weight).topk(top_k)
-    return experts, logits.softmax(dim=1, dtype=torch.promote_types(x.dtype, torch.float32))
+    logits = F.linear(x, weight)
+    best, experts = logits.topk(top_k)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    if normalize:
+        return experts, best.softmax(dim=1, dtype=wide)
+    return experts, logits.softmax(dim=1, dtype=wide).gather(1, experts)
 
 
 @nr.op(

@@ -22,6 +22,7 @@ def _normalised(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tens
         flops=4 * x.numel(), hbm_bytes=x.nbytes + weight.nbytes + out.nbytes, tiles=tiles.of_norm(x)
     ),
     example=lambda **_: (normal(1, 7, 5), normal(2, 5)),
+    axes="rows",  # whatever of a row is normalised by itself, such as its heads
     kernels={"triton": "nanort.kernels.rms_norm:rms_norm"},
 )
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, *, eps: float = 1e-5) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""gather, scatter: rows of a tensor by their index, such as the last token of every request."""
+"""gather, scatter, store: rows of a tensor by their index, such as the last token of every request, or all of them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ def gather(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     axes="whole",
 )
 def scatter(x: torch.Tensor, index: torch.Tensor, rows: torch.Tensor) -> None:
-    """Sets ``x[index] = rows`` in place: x (total, ...), index (n,) of distinct integers, rows (n, ...).
+    """Sets ``x[index] = rows`` in place: x (total, ...), index (n,) of integers, rows (n, ...).
+
+    They are distinct, but for those of padding: which of several rows a place gets is not said.
 
     Demand: index and rows are read, as many rows of x are written; tiles are those of :func:`gather`.
     """
@@ -48,3 +50,19 @@ def scatter(x: torch.Tensor, index: torch.Tensor, rows: torch.Tensor) -> None:
         rows=rows,
     )
     x.index_copy_(0, index.long(), rows)
+
+
+@nr.op(
+    demand=lambda x, rows, *, out: nr.Demand(hbm_bytes=2 * rows.nbytes, tiles=tiles.of_rows(rows)),
+    example=lambda: (normal(1, 7, 5), normal(2, 7, 5)),
+    writes=("x",),
+    kernels={"triton": "nanort.kernels.rows:store"},
+    axes="whole",
+)
+def store(x: torch.Tensor, rows: torch.Tensor) -> None:
+    """Sets x to ``rows`` in place, both of one shape and dtype: what a state keeps until the next step.
+
+    Demand: rows are read, as many of x are written; tiles are those of :func:`gather`.
+    """
+    require(x.dim() > 0 and x.shape == rows.shape and x.dtype == rows.dtype, "x and rows alike", x=x, rows=rows)
+    x.copy_(rows)

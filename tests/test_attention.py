@@ -80,6 +80,15 @@ def test_decode_rows_find_their_request_in_a_shared_table(dtype: torch.dtype) ->
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+def test_many_decode_rows_of_unlike_lengths_are_taken_in_parts(dtype: torch.dtype) -> None:
+    lengths = [(37 * row) % 91 + 1 for row in range(40)]
+    found = cache(lengths, 4, 3, 5, dtype)
+    q, requests, positions = queries(40, 9, 5, dtype), torch.arange(40), torch.tensor(lengths) - 1
+    out = ops.decode_attention(q, found.kv, found.pages, positions)
+    assert_near(out, dense(q, found, positions, requests))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("page_size", [4, 16, 64])
 @pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(4, 4, 8), (9, 3, 5), (8, 1, 16)])
 def test_prefill_attention(heads: int, kv_heads: int, dim: int, page_size: int, dtype: torch.dtype) -> None:

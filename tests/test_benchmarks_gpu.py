@@ -24,7 +24,7 @@ from tree import ROOT
 SCALE = 1 / 128
 HELPERS = {
     "__init__", "__main__", "attention", "by_hand", "calls", "child", "contests", "layers", "paged", "places", "races",
-    "runner", "timing",
+    "runner", "serving_steps", "timing",
 }  # fmt: skip
 PARTS = sorted({path.stem for path in (ROOT / "benchmarks" / "gpu").glob("*.py")} - HELPERS)
 GOALS = {
@@ -33,6 +33,7 @@ GOALS = {
     "gemm_beside_attention": {("<=", 10.0)},
     "dispatch": {(">=", 1 / 1.3), (">=", 1 / 1.02)},
     "offload": {(">=", 1 / 1.03)},
+    "serving": {(">=", 70.0), (">=", 80.0), (">=", 1.15), (">=", 1 / 1.03), ("<=", 10.0)},
     "kernel_linear": {("<=", 1.0), (">=", 0.99), (">=", 0.85), (">=", 0.95)},
     "kernel_decode": {("<=", 1.0), (">=", 85.0), (">=", 0.9)},
     "kernel_prefill": {("<=", 1.0), (">=", 0.75)},
@@ -142,9 +143,9 @@ def test_every_operator_with_kernels_is_measured() -> None:
         "linear", "decode_attention", "prefill_attention", "page_gather", "page_scatter", "route", "expert_linear",
         "expert_combine", "argmax", "sample",
     }  # fmt: skip
-    as_pages = {"gather", "scatter"}
+    as_pages, a_launch_and_no_more = {"gather", "scatter", "store"}, {"recall"}
     with_kernels = {name for name in ops.__all__ if getattr(ops, name).kernels}
-    assert with_kernels <= elementwise | elsewhere | as_pages
+    assert with_kernels <= elementwise | elsewhere | as_pages | a_launch_and_no_more
 
 
 @pytest.mark.parametrize(("lengths", "flex"), [((3, 192), True), ((5, 256), False)])

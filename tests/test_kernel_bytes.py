@@ -67,14 +67,16 @@ CASES: dict[str, Callable[[], tuple[tuple[Any, ...], dict[str, Any]]]] = {
     "embedding": lambda: ((some(9, 50), values(50, 300)), {}),
     "expert_combine": lambda: ((values(64, 2 * 48), chosen(), values(64, 2), values(8, 40, 48)), {}),
     "expert_linear": lambda: ((values(64, 40), chosen(), values(8, 48, 40)), {}),
+    "gated_add": lambda: ((values(9, 300), values(9, 1), values(9, 300)), {}),
     "gather": lambda: ((values(40, 300), some(7, 40)), {}),
     "kv_append": lambda: ((cache(3), values(9, 2, 32), values(9, 2, 32), some(9, 48)), {}),
     "linear": lambda: ((values(70, 96), values(130, 96), values(130), values(70, 130)), {}),
     "page_gather": lambda: ((cache(9), some(5, 9)), {}),
     "page_scatter": lambda: ((cache(9), some(5, 9), cache(5)), {}),
     "prefill_attention": prefill,
+    "recall": lambda: ((-1 - some(900, 1000), some(1000, 5000)), {}),
     "rms_norm": lambda: ((values(9, 300), values(300)), {}),
-    "rope": lambda: ((values(9, 4, 32), some(9, 1000)), {}),
+    "rope": lambda: ((values(9, 4, 32), some(9, 1000), values(16)), {}),
     "rope_kv_append": lambda: (
         (cache(3), values(9, 4, 32), values(9, 2, 32), values(9, 2, 32), some(9, 1000), some(9, 48)), {},
     ),
@@ -84,6 +86,7 @@ CASES: dict[str, Callable[[], tuple[tuple[Any, ...], dict[str, Any]]]] = {
     ),
     "scatter": lambda: ((values(40, 300), some(7, 40), values(7, 300)), {}),
     "silu_mul": lambda: ((values(9, 300), values(9, 300)), {}),
+    "store": lambda: ((values(9, 300), values(9, 300)), {}),
 }  # fmt: skip  # a case a line
 """Arguments of every operator that has a kernel; what is looked up is named once, and every expert is used."""
 

@@ -68,6 +68,18 @@ def test_route_takes_the_largest_logits_and_weighs_them_alone(
     assert (chosen.dtype, weights.dtype) == (torch.int64, torch.float32)
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_route_can_weigh_experts_among_all(dtype: torch.dtype, shape: tuple[int, int, int, int]) -> None:
+    rows, n, experts, top_k = shape
+    x, weight = normal(1, rows, n, dtype=dtype), normal(2, experts, n, dtype=dtype) / 4
+    scratch = garbage(route, x, weight, sms=3, top_k=top_k, normalize=False)
+    chosen, weights = route(x, weight, top_k=top_k, normalize=False, scratch=scratch, sms=3)
+    assert torch.equal(chosen, route(x, weight, top_k=top_k, sms=3)[0])
+    exact = (x.double() @ weight.double().T).softmax(dim=1).gather(1, chosen)
+    torch.testing.assert_close(weights.double(), exact, rtol=TOLERANCES[dtype], atol=TOLERANCES[dtype])
+
+
 def test_route_takes_the_first_of_equals() -> None:
     weight = torch.zeros(6, 8)
     weight[[1, 4], 0] = 1.0

@@ -75,6 +75,35 @@ def test_the_parts_are_their_references(
     kv.check()
 
 
+@SIZES
+@DTYPES
+def test_frequencies_that_are_given_turn_as_in_the_reference(
+    count: int, heads: int, kv_heads: int, dim: int, page_size: int, dtype: torch.dtype
+) -> None:
+    q, k, v = rows(count, heads, kv_heads, dim, dtype)
+    positions, slots = torch.tensor((FAR * 6)[:count]), shuffled(2, 4 * page_size)[:count]
+    around = torch.full((dim // 2 + 2,), torch.nan)
+    given = around[1:-1].copy_(1 / torch.arange(1, dim // 2 + 1) ** 2)
+    kv, out = cache(4, page_size, kv_heads, dim, dtype), Frame((count, heads, dim), dtype)
+    rope_kv_append(kv.tensor, q, k, v, positions, slots, given, theta=3.0, scale=1.25, out=out.tensor, sms=3)
+    assert_near(out.tensor, ops.rope(q.float(), positions, given, scale=1.25))
+    found = kv.tensor.transpose(1, 2).flatten(0, 1)
+    assert_near(found[slots, 0], ops.rope(k.float(), positions, given, scale=1.25))
+    assert torch.equal(found[slots, 1], v)
+    assert torch.equal(rope(q, positions, given, scale=1.25, sms=3), out.tensor)
+    kv.check()
+    out.check()
+
+
+@DTYPES
+def test_what_is_rotated_is_stretched_before_it_is_rounded(dtype: torch.dtype) -> None:
+    q, positions = normal(1, 30, 4, 64).to(dtype), torch.arange(1000, 1030)
+    given = 1 / torch.arange(1, 33) ** 2
+    same = rope(q, positions, given, scale=1.1386) == ops.rope(q, positions, given, scale=1.1386)
+    assert same.double().mean() > (0.999 if dtype is torch.float16 else 0.3)
+    assert_near(rope(q, positions, scale=1.1386), ops.rope(q.float(), positions, scale=1.1386))
+
+
 def test_appended_numbers_are_copied_whatever_they_are() -> None:
     k = torch.tensor([torch.inf, -torch.inf, torch.nan, -0.0, 1e-45]).repeat(2, 3, 1)
     found, wanted = torch.zeros(2, 2, 4, 3, 5), torch.zeros(2, 2, 4, 3, 5)
@@ -140,6 +169,8 @@ def test_without_debugging_nothing_is_checked() -> None:
         ({"v": torch.zeros(3, 2, 16)[:, :, ::2]}, "rows that are contiguous"),
         ({"slots": torch.arange(6)[::2]}, "contiguous positions and slots"),
         ({"kv": torch.zeros(2, 2, 8, 2, 8)[:, :, :4]}, "takes a contiguous cache"),
+        ({"frequencies": torch.ones(4, dtype=torch.float16)}, "takes contiguous frequencies in float32"),
+        ({"frequencies": torch.ones(8)[::2]}, "takes contiguous frequencies in float32"),
     ],
 )
 def test_what_it_does_not_take_is_refused(changed: dict[str, torch.Tensor], message: str) -> None:

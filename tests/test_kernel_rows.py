@@ -10,12 +10,12 @@ from triton.runtime.errors import InterpreterError
 import nanort as nr
 from frames import Frame
 from nanort import ops
-from nanort.kernels.embedding import embedding
+from nanort.kernels.embedding import embedding, recall
 from nanort.kernels.embedding import typical as typical_embedding
 from nanort.kernels.kernel import Kernel, Typical, meta
 from nanort.kernels.pages import page_gather, page_scatter
 from nanort.kernels.pages import typical as typical_pages
-from nanort.kernels.rows import gather, scatter
+from nanort.kernels.rows import gather, scatter, store
 from nanort.kernels.rows import typical as typical_rows
 from nanort.ops.examples import shuffled
 
@@ -59,6 +59,17 @@ def test_rows_are_put_bit_by_bit(kernel: Kernel, op: nr.Op, shape: tuple[int, ..
     assert torch.equal(bits(found), bits(wanted))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_all_rows_are_stored_bit_by_bit(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    x, rows = torch.zeros((shape[0] + 2, *shape[1:]), dtype=dtype), numbers(shape, dtype)
+    store(x[1:-1], rows, sms=3)
+    assert torch.equal(bits(x[1:-1]), bits(rows))
+    assert not bits(x[0]).any()
+    assert not bits(x[-1]).any()
+    store(x[:0], rows[:0])
+
+
 @pytest.mark.parametrize("sms", [1, 3, 7])
 @pytest.mark.parametrize("integer", [torch.int32, torch.int64])
 @pytest.mark.parametrize("width", [1, 30, 2048, 9000])
@@ -98,9 +109,29 @@ def test_embedding(dtype: torch.dtype, integer: torch.dtype, sms: int) -> None:
     out.check()
 
 
+@pytest.mark.parametrize("sms", [1, 3, 7])
+@pytest.mark.parametrize("integer", [torch.int32, torch.int64])
+@pytest.mark.parametrize("rows", [1, 9, 5000])
+def test_recall(rows: int, integer: torch.dtype, sms: int) -> None:
+    drawn = shuffled(3, 4 * rows)[: rows + 3].to(integer)
+    tokens = torch.where(shuffled(1, rows) % 3 > 0, shuffled(2, rows), -1 - shuffled(4, rows)).to(integer)
+    buffer = torch.full((rows + 2,), -7, dtype=integer)
+    recall(tokens, drawn[1:-1], out=buffer[1:-1], sms=sms)
+    assert torch.equal(buffer[1:-1], ops.recall(tokens, drawn[1:-1]))
+    assert buffer[[0, -1]].tolist() == [-7, -7]
+
+
+def test_rows_that_pad_a_step_are_put_to_one_place() -> None:
+    drawn = torch.arange(5)
+    scatter(drawn, torch.tensor([4, 2, 4, 4]), torch.tensor([10, 11, 12, 13]), sms=3)
+    assert drawn[:4].tolist() == [0, 1, 11, 3]
+    assert drawn[4] in (10, 12, 13)
+
+
 def test_nothing_is_nothing() -> None:
     none, x = torch.zeros(0, dtype=torch.int64), torch.ones(5, 4)
     assert gather(x, none).shape == embedding(none, x).shape == (0, 4)
+    assert recall(none, torch.arange(3)).shape == (0,)
     assert page_gather(x[:, None], none).shape == (0, 1, 4)
     scatter(x, none, x[:0])
     assert x.eq(1).all()
@@ -126,7 +157,16 @@ def test_indices_are_checked_for_debugging(
     kernel(*(arg.clamp(0, 8) for arg in args))
 
 
+def test_seats_are_checked_for_debugging(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(knobs.runtime, "debug", True)
+    drawn = torch.arange(9)
+    with pytest.raises(InterpreterError, match="a token names no seat"):
+        recall(torch.tensor([3, -5]), drawn[:4])
+    assert recall(torch.tensor([30, -4]), drawn[:4]).tolist() == [30, 3]
+
+
 def test_without_debugging_nothing_is_checked() -> None:
+    assert recall(torch.tensor([-5]), torch.arange(9)[:4]).tolist() == [4]
     x = torch.arange(12.0).view(3, 4)
     assert torch.equal(gather(x[1:], torch.tensor([-1])), x[:1]), "indices are the caller's promise"
 
@@ -149,6 +189,10 @@ def test_what_they_do_not_take_is_refused(args: tuple[torch.Tensor, ...], messag
         scatter(torch.ones(8, 4), torch.tensor([0, 1, 2, 3]), torch.ones(4, 4).T)
     with pytest.raises(ValueError, match=message):
         embedding(args[1], args[0])
+    with pytest.raises(ValueError, match="takes rows that are contiguous"):
+        store(torch.ones(4, 8), torch.ones(8, 4).T)
+    with pytest.raises(ValueError, match="takes contiguous tokens"):
+        recall(torch.arange(6)[::2], torch.arange(6))
 
 
 @pytest.mark.parametrize("shape", [(1024, 2, 16, 8, 128), (2048, 4096), (777, 5), (256,), (3, 20_000)], ids=str)

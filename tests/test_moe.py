@@ -1,10 +1,8 @@
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import combinations, product
-from pathlib import Path
 from statistics import mean
 from typing import Any
 
@@ -13,14 +11,13 @@ import torch
 
 import nanort as nr
 from nanort import ops
-from nanort.errors import MissingWeightError, ModelError, ShapeError
+from nanort.errors import ModelError, ShapeError
 from nanort.graphs import CONFIGS, DecoderConfig, decoder, decoder_step, random_weights, step_inputs
 from nanort.operators import meta
 from nanort.ops.moe import touched
-from nanort.serving.weights import open_checkpoint
 from tolerances import TOLERANCES, assert_near
 
-TINY = replace(CONFIGS["tiny"], experts=4, experts_per_token=2)
+TINY = replace(CONFIGS["tiny"], model="mixtral", experts=4, experts_per_token=2)
 EXPERTS, CHOSEN, HIDDEN, FFN = 5, 3, 16, 24
 
 
@@ -48,6 +45,16 @@ def test_route_takes_the_largest_logits_and_weighs_them_alone(top_k: int, dtype:
     assert_near(found.to(dtype), logits.topk(top_k).values)  # which of two equal ones is chosen may be rounding
     tolerance = TOLERANCES[dtype]
     torch.testing.assert_close(weights.double(), found.softmax(dim=1), rtol=tolerance, atol=tolerance)
+    assert weights.dtype == torch.promote_types(dtype, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCES))
+def test_route_can_weigh_experts_among_all(dtype: torch.dtype) -> None:
+    x, weight = normal(1, 33, HIDDEN, dtype=dtype), normal(2, EXPERTS, HIDDEN, dtype=dtype) / 4
+    experts, weights = ops.route(x, weight, top_k=2, normalize=False)
+    assert torch.equal(experts, ops.route(x, weight, top_k=2)[0])
+    exact = (x.double() @ weight.double().T).softmax(dim=1).gather(1, experts)
+    torch.testing.assert_close(weights.double(), exact, rtol=TOLERANCES[dtype], atol=TOLERANCES[dtype])
     assert weights.dtype == torch.promote_types(dtype, torch.float32)
 
 
@@ -154,6 +161,10 @@ def test_routing_reads_rows_once_and_writes_indices_and_weights() -> None:
     asked = demand(ops.route, ((9, HIDDEN), torch.bfloat16), ((EXPERTS, HIDDEN), torch.bfloat16), top_k=CHOSEN)
     assert asked.flops == 2 * 9 * EXPERTS * HIDDEN + 4 * 9 * CHOSEN
     assert asked.hbm_bytes == 2 * (9 + EXPERTS) * HIDDEN + 9 * CHOSEN * (8 + 4)
+    among_all = demand(
+        ops.route, ((9, HIDDEN), torch.bfloat16), ((EXPERTS, HIDDEN), torch.bfloat16), top_k=CHOSEN, normalize=False
+    )
+    assert among_all == replace(asked, flops=asked.flops + 4 * 9 * (EXPERTS - CHOSEN))
 
 
 F32, BF16, I64 = torch.float32, torch.bfloat16, torch.int64
@@ -240,21 +251,3 @@ def test_a_count_of_experts_that_is_none(key: str, size: object) -> None:
 def test_experts_that_cannot_be_chosen(experts: Any, per_token: Any) -> None:
     with pytest.raises(ModelError, match=f"experts_per_token={per_token!r} of experts={experts!r} cannot be chosen"):
         replace(TINY, experts=experts, experts_per_token=per_token)
-
-
-def test_a_checkpoint_of_single_experts_is_refused_rather_than_misread(tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
-    stored: dict[str, torch.Tensor] = {}
-    for name, tensor in random_weights(TINY, torch.float32).items():
-        before, stacked, after = name.partition(".experts.")
-        parts = {f"{before}{stacked}{e}.{after}": tensor[e].clone() for e in range(TINY.experts)} if stacked else {}
-        stored |= parts or {name: tensor}
-    save_file(stored, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text(json.dumps(MIXTRAL), encoding="utf-8")
-    expected = {name: shape for name, (shape, _) in TINY.weights(torch.float32).items()}
-    with (
-        open_checkpoint(tmp_path) as checkpoint,
-        pytest.raises(MissingWeightError, match=r"lacks .*experts\.w1\.weight"),
-    ):
-        checkpoint.load(expected, torch.float32)

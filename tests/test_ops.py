@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -41,6 +43,16 @@ def test_rms_norm(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     assert_near(normed, F.rms_norm(total.double(), (shape[1],), weight.double(), eps=1e-3))
 
 
+def test_norms_of_heads_are_cut_along_the_rows() -> None:
+    g = nr.Graph("heads", nr.Layout(decode=5))
+    x = g.input("x", (5, 3, 8), torch.float64, batch=0)
+    g.output(y=ops.rms_norm(x, g.constant("weight", (8,), torch.float64)))
+    given = {"x": normal(5, 3, 8), "weight": normal(8, seed=1)}
+    cut = nr.nano_batch(g, [2, 3])
+    assert len(cut.nodes) == 2
+    torch.testing.assert_close(cut.eager(1, **given)["y"], ops.rms_norm(*given.values()))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_norms_and_rope_round_as_hugging_face_does(dtype: torch.dtype) -> None:
     """Greedy tokens flip where the two best logits are close: the order of roundings matters."""
@@ -57,6 +69,42 @@ def test_norms_and_rope_round_as_hugging_face_does(dtype: torch.dtype) -> None:
     cos, sin = LlamaRotaryEmbedding(config)(x, positions[None])
     rotated, _ = apply_rotary_pos_emb(x.transpose(0, 1)[None], x.transpose(0, 1)[None], cos, sin)
     assert torch.equal(ops.rope(x, positions, theta=5e5), rotated[0].transpose(0, 1))
+
+
+ROPES: list[dict[str, Any]] = [
+    {"rope_type": "linear", "factor": 4.0},
+    {
+        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 256,
+    },
+    {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("given", ROPES, ids=lambda given: given["rope_type"])
+def test_rope_by_frequencies_rounds_as_hugging_face_does(given: dict[str, Any], dtype: torch.dtype) -> None:
+    from transformers import LlamaConfig
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
+
+    x, positions = normal(33, 3, 64, dtype=dtype), torch.arange(1000, 1033)
+    config = LlamaConfig(
+        hidden_size=192,
+        num_attention_heads=3,
+        max_position_embeddings=1024,
+        rope_parameters={**given, "rope_theta": 5e5},
+    )
+    theirs = LlamaRotaryEmbedding(config)
+    rotated, _ = apply_rotary_pos_emb(x.transpose(0, 1)[None], x.transpose(0, 1)[None], *theirs(x, positions[None]))
+    ours = ops.rope(x, positions, theirs.inv_freq, scale=theirs.attention_scaling)
+    assert torch.equal(ours, rotated[0].transpose(0, 1))
+    assert (theirs.attention_scaling != 1) == (given["rope_type"] == "yarn")
+
+
+def test_rope_by_its_own_frequencies_is_rope() -> None:
+    x, positions = normal(5, 3, 64, dtype=torch.float32), torch.tensor([9, 0, 4, 1, 300])
+    frequencies = 1.0 / 5e5 ** (torch.arange(0, 64, 2, dtype=torch.float32) / 64)
+    assert torch.equal(ops.rope(x, positions, frequencies), ops.rope(x, positions, theta=5e5))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -80,6 +128,42 @@ def test_silu_mul(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     assert_near(ops.silu_mul(gate, up), gate.double() / (1 + torch.exp(-gate.double())) * up.double())
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_gated_add(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    x, y = normal(*shape, dtype=dtype), normal(*shape, dtype=dtype, seed=1)
+    gate = normal(shape[0], 1, dtype=dtype, seed=2)
+    assert_near(ops.gated_add(x, gate, y), x.double() + y.double() / (1 + torch.exp(-gate.double())))
+
+
+@pytest.mark.parametrize("integer", [torch.int32, torch.int64])
+def test_negative_tokens_are_recalled_and_others_are_themselves(integer: torch.dtype) -> None:
+    drawn = torch.tensor([50, 51, 52], dtype=integer)
+    recalled = ops.recall(torch.tensor([7, -1, 0, -3, -2, 2, -1], dtype=integer), drawn)
+    assert recalled.tolist() == [7, 50, 0, 52, 51, 2, 50]
+    assert recalled.dtype == integer
+
+
+def test_a_token_that_no_seat_drew_is_refused() -> None:
+    with pytest.raises(IndexError):
+        ops.recall(torch.tensor([5, -4]), torch.tensor([50, 51, 52]))
+
+
+def test_a_step_reads_what_the_one_before_drew() -> None:
+    """Padding has the last place of the state to itself."""
+    g = nr.Graph("step", nr.Layout(decode=2, prefill=2))
+    tokens, seats = g.input("tokens", (4,), torch.int64, batch=0), g.input("seats", (3,), torch.int64)
+    drawn, logits = g.state("drawn", (4,), torch.int64), g.input("logits", (3, 5), torch.float32)
+    g.output(recalled=ops.recall(tokens, drawn))
+    ops.scatter(drawn, seats, ops.argmax(logits))
+    state = torch.tensor([20, 21, 22, 23])
+    for graph in (g, nr.nano_batch(g, 2)):
+        given = {"tokens": torch.tensor([-3, 9, 4, -1]), "seats": torch.tensor([2, 3, 3]), "drawn": state.clone()}
+        out = graph.eager(1, **given, logits=torch.eye(3, 5))
+        assert out["recalled"].tolist() == [22, 9, 4, 20]
+        assert given["drawn"].tolist()[:3] == [20, 21, 0]
+
+
 @pytest.mark.parametrize("integer", [torch.int32, torch.int64])
 def test_embedding_and_gather_take_rows(integer: torch.dtype) -> None:
     table, index = normal(9, 5), torch.tensor([8, 0, 8, 3], dtype=integer)
@@ -96,6 +180,16 @@ def test_scatter_undoes_gather(integer: torch.dtype) -> None:
     assert torch.equal(y, torch.stack([row * (k in (8, 0, 3)) for k, row in enumerate(x)]))
 
 
+def test_store_keeps_rows_in_a_part_of_a_state() -> None:
+    g = nr.Graph("kept")
+    x = g.input("x", (3, 5), torch.float64)
+    ops.store(g.state("kept", (7, 5), torch.float64).narrow(0, 2, 5), x)
+    kept, rows = normal(7, 5), normal(3, 5, seed=1)
+    wanted = torch.cat((kept[:2], rows, kept[5:]))
+    g.eager(x=rows, kept=kept)
+    assert torch.equal(kept, wanted)
+
+
 @pytest.mark.parametrize("page_size", [4, 16, 64])
 def test_kv_append_fills_the_slots_and_nothing_else(page_size: int) -> None:
     kv, k, v = torch.zeros(3, 2, page_size, 2, 5), normal(4, 2, 5, dtype=torch.float32), normal(4, 2, 5).float() + 1
@@ -110,12 +204,12 @@ def test_kv_append_fills_the_slots_and_nothing_else(page_size: int) -> None:
 def test_rope_kv_append_is_rope_then_kv_append(dtype: torch.dtype) -> None:
     q, k, v = (normal(5, heads, 6, dtype=dtype, seed=heads) for heads in (4, 2, 3))
     v, positions, slots = v[:, :2], torch.tensor([9, 0, 4, 1, 300]), torch.tensor([11, 0, 3, 4, 7])
-    kv, wanted = (torch.full((3, 2, 4, 2, 6), torch.nan, dtype=dtype) for _ in range(2))
-    ops.kv_append(wanted, ops.rope(k, positions, theta=500.0), v, slots)
-    assert torch.equal(
-        ops.rope_kv_append(kv, q, k, v, positions, slots, theta=500.0), ops.rope(q, positions, theta=500.0)
-    )
-    torch.testing.assert_close(kv, wanted, rtol=0, atol=0, equal_nan=True)
+    for given, how in (((), {"theta": 500.0}), ((torch.tensor([0.5, 0.3, 0.01]),), {"scale": 1.5})):
+        kv, wanted = (torch.full((3, 2, 4, 2, 6), torch.nan, dtype=dtype) for _ in range(2))
+        ops.kv_append(wanted, ops.rope(k, positions, *given, **how), v, slots)
+        found = ops.rope_kv_append(kv, q, k, v, positions, slots, *given, **how)
+        assert torch.equal(found, ops.rope(q, positions, *given, **how))
+        torch.testing.assert_close(kv, wanted, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("integer", [torch.int32, torch.int64])

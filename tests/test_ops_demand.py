@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -40,7 +41,9 @@ def counted(function: Any, *args: Any, **options: Any) -> int:
 
 # Operators that read every argument once and write every result once.
 
-STREAMED = [ops.linear, ops.rms_norm, ops.add_rms_norm, ops.rope, ops.add, ops.silu_mul, ops.argmax, ops.sample]
+STREAMED = [
+    ops.linear, ops.rms_norm, ops.add_rms_norm, ops.rope, ops.add, ops.gated_add, ops.silu_mul, ops.argmax, ops.sample
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -114,12 +117,29 @@ def test_lookups_read_the_rows_looked_up() -> None:
         assert asked.hbm_bytes == nbytes(index) + 2 * nbytes(table[index])
 
 
+def test_a_state_is_written_where_it_is_kept() -> None:
+    rows = torch.ones(3, 5)
+    assert demand(ops.store, rows, rows).hbm_bytes == 2 * nbytes(rows)
+
+
+def test_tokens_are_read_where_they_were_drawn() -> None:
+    """As if all of them were: so it is where each row decodes."""
+    tokens, drawn = torch.tensor([-1, 5, -3]), torch.zeros(9, dtype=torch.int64)
+    assert demand(ops.recall, tokens, drawn).hbm_bytes == 3 * nbytes(tokens)
+
+
+def test_a_gate_is_a_number_a_row() -> None:
+    assert demand(ops.gated_add, torch.ones(7, 5), torch.ones(7, 1), torch.ones(7, 5)).flops == 7 * (2 * 5 + 4)
+
+
 def test_cache_writes_are_those_of_the_rows_and_pages() -> None:
     kv, k, v, slots = example(ops.kv_append, torch.bfloat16)
     assert demand(ops.kv_append, kv, k, v, slots).hbm_bytes == nbytes(slots) + 2 * nbytes(k, v)
-    kv, q, k, v, positions, slots = example(ops.rope_kv_append, torch.bfloat16)
+    kv, q, k, v, positions, slots, frequencies = example(ops.rope_kv_append, torch.bfloat16)
     asked = demand(ops.rope_kv_append, kv, q, k, v, positions, slots)
     assert asked.hbm_bytes == nbytes(positions, slots) + 2 * nbytes(q, k, v)
+    given = demand(ops.rope_kv_append, kv, q, k, v, positions, slots, frequencies, theta=5e5, scale=1.5)
+    assert given == replace(asked, hbm_bytes=asked.hbm_bytes + nbytes(frequencies))
     assert asked.flops == demand(ops.rope, q, positions).flops + demand(ops.rope, k, positions).flops
     kv, pages = example(ops.page_gather, torch.bfloat16)
     moved = nbytes(pages) + 2 * nbytes(kv[pages])

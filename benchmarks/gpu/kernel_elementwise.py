@@ -33,7 +33,8 @@ class Sizes(NamedTuple):
 
 
 OPERATORS = (
-    ops.add_rms_norm, ops.silu_mul, ops.rope_kv_append, ops.rms_norm, ops.embedding, ops.add, ops.rope, ops.kv_append
+    ops.add_rms_norm, ops.silu_mul, ops.rope_kv_append, ops.rms_norm, ops.embedding, ops.add, ops.rope, ops.kv_append,
+    ops.gated_add,
 )  # fmt: skip
 CASES = [
     *(Sizes(op, 4096) for op in OPERATORS),
@@ -68,6 +69,7 @@ def calls_of(driver: Driver, scale: float, sizes: Sizes) -> Calls:
         "add_rms_norm": lambda: (*wide(2, hidden), noise(hidden)),
         "silu_mul": lambda: wide(2, ffn),
         "add": lambda: wide(2, hidden),
+        "gated_add": lambda: (*wide(1, hidden), *wide(1, 1), *wide(1, hidden)),
         "rope": lambda: (noise(rows, heads, dim), positions),
         "kv_append": lambda: (kv(), *keys(), slots()),
         "rope_kv_append": lambda: (kv(), noise(rows, heads, dim), *keys(), positions, slots()),

@@ -101,7 +101,11 @@ CASES: dict[str, list[Callable[[Draw], Args]]] = {
     "add_rms_norm": [lambda draw: (draw.normal(7, 200), draw.normal(7, 200), draw.normal(200))],
     "silu_mul": [lambda draw: (draw.normal(7, 1333), draw.normal(7, 1333))],
     "add": [lambda draw: (draw.normal(7, 1333), draw.normal(7, 1333))],
-    "rope": [lambda draw: (draw.normal(13, 6, 64), draw.below(200, 13))],
+    "gated_add": [lambda draw: (draw.normal(7, 1333), draw.normal(7, 1), draw.normal(7, 1333))],
+    "rope": [
+        lambda draw: (draw.normal(13, 6, 64), draw.below(200, 13)),
+        lambda draw: (draw.normal(13, 6, 64), draw.below(200, 13), torch.arange(32) / 64),  # angles are exact
+    ],
     "kv_append": [lambda draw: (draw.normal(5, 2, 4, 2, 64), *_appended(draw), draw.order(20)[:13])],
     "rope_kv_append": [
         lambda draw: (
@@ -113,8 +117,10 @@ CASES: dict[str, list[Callable[[Draw], Args]]] = {
         )
     ],
     "embedding": [lambda draw: (draw.below(99, 13), draw.normal(99, 72))],
+    "recall": [lambda draw: (draw.below(99, 700) - 49, draw.order(60))],
     "gather": [lambda draw: (draw.normal(19, 72), draw.below(19, 13))],
     "scatter": [lambda draw: (draw.normal(19, 72), draw.order(19)[:13], draw.normal(13, 72))],
+    "store": [lambda draw: (draw.normal(13, 72), draw.normal(13, 72))],
     "page_gather": [lambda draw: (draw.normal(9, 2, 4, 2, 16), draw.order(9)[:5])],
     "page_scatter": [lambda draw: (draw.normal(9, 2, 4, 2, 16), draw.order(9)[:5], draw.normal(5, 2, 4, 2, 16))],
     "route": [lambda draw: (_logits(draw, 13, 8, 72), torch.eye(8, 72, dtype=draw.dtype))],
