@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -8,99 +7,10 @@ import pytest
 import torch
 
 import nanort as nr
+from decoder_steps import PAGE_SIZE, PAGES, TINY, WIDTH, empty_cache, inputs, layout_of, prompts, serve, served_by, step
 from greedy import transformers_model
 from nanort.errors import ModelError, UnsupportedModelError
 from nanort.graphs import CONFIGS, DecoderConfig, decoder, offload, random_weights
-
-TINY = CONFIGS["tiny"]
-PAGES, PAGE_SIZE, WIDTH = 48, 4, 12
-Rows = dict[int, tuple[int, int]]  # request: first and last token of it that a step processes
-Cache = dict[str, torch.Tensor]
-
-
-def empty_cache(config: DecoderConfig) -> Cache:
-    """A cache full of NaN: who reads what was not written shows it."""
-    shape = (PAGES, 2, PAGE_SIZE, config.kv_heads, config.head_dim)
-    return {f"kv.{i}": torch.full(shape, torch.nan) for i in range(config.layers)}
-
-
-def layout_of(decode: Rows, prefill: Rows) -> nr.Layout:
-    segments = tuple(nr.Segment(last - first, first) for first, last in prefill.values())
-    return nr.Layout(len(decode), segments, sum(last for _, last in decode.values()))
-
-
-def inputs(texts: list[list[int]], decode: Rows, prefill: Rows, layout: nr.Layout) -> dict[str, torch.Tensor]:
-    """What the host gives a step: rows packed as ``layout`` says, and rows that pad a bucket on page 0."""
-    table = 1 + torch.randperm(PAGES - 1, generator=torch.Generator().manual_seed(0))[: 3 * WIDTH].view(3, WIDTH)
-    requests, last = [*decode, *prefill], []
-    canonical: list[tuple[int, int, int, int]] = []  # token, position, slot, row of the page table
-    for part, end in ((decode, layout.decode), (prefill, layout.rows)):
-        for request, (first, stop) in part.items():
-            for at in range(first, stop):
-                slot = int(table[request, at // PAGE_SIZE]) * PAGE_SIZE + at % PAGE_SIZE
-                canonical.append((texts[request][at], at, slot, requests.index(request)))
-            last.append(len(canonical) - 1)
-        canonical += [(0, 0, 0, len(requests))] * (end - len(canonical))
-    names = ("tokens", "positions", "slots", "requests")
-    rows = {name: layout.pack(column) for name, column in zip(names, torch.tensor(canonical).T, strict=True)}
-    packed = torch.argsort(torch.tensor(layout.order))  # where each canonical row stands
-    pages = torch.cat([table[requests], torch.zeros(1, WIDTH, dtype=torch.long)]).int()
-    return {**rows, "pages": pages, "last": packed[torch.tensor([*last, 0])]}
-
-
-def step(
-    config: DecoderConfig,
-    weights: Mapping[str, torch.Tensor],
-    cache: Cache,
-    texts: list[list[int]],
-    decode: Rows,
-    prefill: Rows,
-    *,
-    cut: Callable[[nr.Graph], nr.Graph] = lambda graph: graph,
-    layout: nr.Layout | None = None,
-    **more: Any,
-) -> dict[str, torch.Tensor]:
-    """Tokens and logits of each request after one step; the page table has one more row, for those that pad."""
-    count = len(decode) + len(prefill)
-    graph = decoder(
-        config,
-        layout or layout_of(decode, prefill),
-        pages=PAGES,
-        page_size=PAGE_SIZE,
-        requests=count + 1,
-        table_width=WIDTH,
-        sampling=bool(more),
-    )
-    graph = cut(graph)
-    assert graph.layout is not None
-    out = graph.eager(**inputs(texts, decode, prefill, graph.layout), **weights, **cache, **more)
-    return {name: tensor[:count] for name, tensor in out.items()}
-
-
-def prompts(*lengths: int, vocab: int = TINY.vocab) -> list[list[int]]:
-    generator = torch.Generator().manual_seed(1)
-    return [torch.randint(vocab, (length,), generator=generator).tolist() for length in lengths]
-
-
-def serve(config: DecoderConfig, weights: Mapping[str, torch.Tensor], **how: Any) -> list[torch.Tensor]:
-    """Logits of five steps: prompts whole and in chunks, alone and beside decoding."""
-    texts, cache, logits = prompts(7, 5, 13), empty_cache(config), []
-    plan: list[tuple[list[int], Rows]] = [
-        ([], {0: (0, 7)}),
-        ([0], {1: (0, 5), 2: (0, 4)}),
-        ([0, 1], {2: (4, 9)}),
-        ([0, 1], {2: (9, 13)}),
-        ([0, 1, 2], {}),
-    ]
-    for decoding, prefill in plan:
-        decode = {request: (len(texts[request]) - 1, len(texts[request])) for request in decoding}
-        out = step(config, weights, cache, texts, decode, prefill, **how)
-        logits.append(out["logits"])
-        assert torch.equal(out["tokens"], out["logits"].argmax(dim=-1))
-        for request, token in zip([*decode, *prefill], out["tokens"].tolist(), strict=True):
-            if request in decode or prefill[request][1] == len(texts[request]):
-                texts[request].append(token)
-    return logits
 
 
 @pytest.mark.parametrize(
@@ -111,21 +21,8 @@ def test_equals_hugging_face_token_for_token(config: DecoderConfig) -> None:
     model = transformers_model(config, weights)
     assert DecoderConfig.from_hf(model.config.to_dict()) == config
     assert config.parameters == sum(parameter.numel() for parameter in model.parameters())
-    texts, ends = prompts(7, 5, 13), []
-    with torch.no_grad():
-        for _ in range(5):
-            ends.append([model(torch.tensor([text])).logits[0] for text in texts])
-            texts = [[*text, int(rows[-1].argmax())] for text, rows in zip(texts, ends[-1], strict=True)]
-    first, second, third = zip(*ends, strict=True)  # by request: logits of every row, after so many tokens more
-    wanted = [
-        [first[0][-1]],
-        [first[1][-1], second[0][-1], third[0][3]],
-        [first[2][-1], second[1][-1], third[0][8]],
-        [first[3][-1], second[2][-1], third[0][12]],
-        [first[4][-1], second[3][-1], third[1][-1]],
-    ]
-    for ours, theirs in zip(serve(config, weights), wanted, strict=True):
-        torch.testing.assert_close(ours, torch.stack(theirs), rtol=1e-4, atol=1e-4)
+    for ours, theirs in zip(serve(config, weights), served_by(model), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("pieces", [2, 3])
@@ -182,6 +79,35 @@ def test_only_attention_and_appends_touch_a_layers_cache() -> None:
     assert [root.name for root in graph.roots if root.batch == 0] == ["tokens", "positions", "slots", "requests"]
     constants = {root.name: (root.shape, root.dtype) for root in graph.roots if root.kind == "constant"}
     assert constants == TINY.weights(torch.float32)
+
+
+def test_a_token_that_was_drawn_on_the_device_need_not_be_known() -> None:
+    """Three requests at seats 2, 0 and nowhere: the next step names the seats instead of what was drawn there."""
+    weights, texts, cache = random_weights(TINY, torch.float32, seed=3), prompts(7, 5, 13), empty_cache(TINY)
+    seats, drawn = torch.tensor([2, 0, 4, 4]), torch.arange(100, 105)
+    first = step(TINY, weights, cache, texts, {}, {0: (0, 7), 1: (0, 5), 2: (0, 13)}, seats=seats, drawn=drawn)
+    a, b, c = first["tokens"].tolist()
+    assert drawn.tolist()[:4] == [b, 101, a, 103], "the last entry is what nobody waits for"
+    decode = {0: (7, 8), 1: (5, 6), 2: (13, 14)}
+    known = [[*text, token] for text, token in zip(texts, (a, b, c), strict=True)]
+    plain = {name: tensor.clone() for name, tensor in cache.items()}
+    wanted = step(TINY, weights, plain, known, decode, {})
+    named = [[*texts[0], -3], [*texts[1], -1], [*texts[2], c]]
+    found = step(TINY, weights, cache, named, decode, {}, seats=torch.tensor([0, 4, 1, 4]), drawn=drawn)
+    assert torch.equal(found["logits"], wanted["logits"])
+    assert drawn.tolist()[:4] == [int(wanted["tokens"][0]), int(wanted["tokens"][2]), a, 103]
+
+
+@pytest.mark.parametrize("pieces", [2, 3])
+def test_pieces_recall_what_the_whole_has_drawn(pieces: int) -> None:
+    layout = nr.Layout(decode=4, prefill=5, kv_tokens=40)
+    graph = nr.nano_batch(decoder(TINY, layout, pages=8, requests=5, table_width=2, seats=6), pieces)
+    names = [node.op.name for node in graph.nodes]
+    assert names.count("recall") == pieces
+    store = names.index("scatter")
+    assert store > max(k for k, name in enumerate(names) if name == "recall")
+    with nr.Executor(nr.co_schedule(graph, nr.device("cpu"), policy="serial"), backend="sim") as run:
+        assert not run.program.hazards()
 
 
 # Pages swapped beside the compute.
@@ -275,11 +201,17 @@ def test_config_json_of_llama_and_of_mistral_without_a_window() -> None:
     [
         ({"architectures": ["GPT2LMHeadModel"]}, r"GPT2LMHeadModel is not supported: \['LlamaForCausalLM', 'Mistral"),
         ({"architectures": None}, "architecture none is not supported"),
-        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope of type 'llama3'"),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope of type 'linear'"),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 8.0}}, "rope of type 'dynamic'"),
+        ({"rope_scaling": {"full_attention": {}, "rope_type": {}}}, "rope of type {}"),
+        ({"rope_parameters": [1.0]}, r"rope_parameters=\[1\.0\] is not supported"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "rope of 0.5 of each head"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
         ({"attention_bias": True}, "attention_bias=True"),
         ({"mlp_bias": True}, "mlp_bias=True"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
+        ({"quantization_config": {"quant_method": "awq"}}, "quantization_config={'quant_method': 'awq'}"),
+        ({"auto_map": {"AutoModelForCausalLM": "modeling_my.LlamaForCausalLM"}}, r"LlamaForCausalLM comes with code"),
+        ({"architectures": ["Mine"], "auto_map": {"AutoModelForCausalLM": "my.Mine"}}, "without trust_remote_code"),
     ],
 )
 def test_models_that_would_be_computed_wrongly_are_refused(change: dict[str, Any], message: str) -> None:
@@ -287,11 +219,16 @@ def test_models_that_would_be_computed_wrongly_are_refused(change: dict[str, Any
         DecoderConfig.from_hf(LLAMA | change)
 
 
-def test_a_sliding_window_is_refused_even_where_it_goes_without_saying() -> None:
+def test_requests_end_where_a_sliding_window_would_begin_to_slide() -> None:
     silent = {key: value for key, value in MISTRAL.items() if key != "sliding_window"}
-    for config in (silent, MISTRAL | {"sliding_window": 1024}):
-        with pytest.raises(UnsupportedModelError, match="sliding_window="):
-            DecoderConfig.from_hf(config)
+    assert DecoderConfig.from_hf(silent).max_positions == 4096
+    assert DecoderConfig.from_hf(MISTRAL | {"sliding_window": 1024}).max_positions == 1024
+    assert DecoderConfig.from_hf(MISTRAL | {"sliding_window": 10**6}).max_positions == 8192
+    unused = LLAMA | {"architectures": ["Qwen2ForCausalLM"], "sliding_window": 1024}
+    assert DecoderConfig.from_hf(unused).max_positions == 8192
+    assert DecoderConfig.from_hf(unused | {"use_sliding_window": True}).max_positions == 1024
+    with pytest.raises(ModelError, match="sliding_window=0"):
+        DecoderConfig.from_hf(MISTRAL | {"sliding_window": 0})
 
 
 @pytest.mark.parametrize("size", ["4096", 4096.0, None, 0, True])
@@ -312,6 +249,15 @@ def test_a_size_that_is_missing_or_no_whole_number(key: str, size: object) -> No
         ({"eps": 0.0}, "eps=0.0"),
         ({"theta": float("nan")}, "theta=nan"),
         ({"tied": 1}, "tied=1"),
+        ({"normalize": None}, "normalize=None"),
+        ({"layers": 10**6}, "layers=1000000 are more than any model has"),
+        ({"head_dim": 10**6}, "head_dim=1000000 are more than any model has"),
+        ({"rope_scale": 0.0}, "rope_scale=0.0"),
+        ({"frequencies": (1.0,)}, "1 frequencies for the 8 pairs"),
+        ({"shared_ffn": -1}, "shared_ffn=-1"),
+        ({"model": "bert"}, "model='bert' is not registered"),
+        ({"model": "mixtral"}, "experts=0 of model='mixtral'"),
+        ({"experts": 4, "experts_per_token": 2}, "experts=4 of model='llama'"),
     ],
 )
 def test_sizes_that_contradict_each_other(change: dict[str, Any], message: str) -> None:

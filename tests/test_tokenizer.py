@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nanort.checkpoints.tokenizer import ByteTokenizer, Stream, Tokenizer
+from nanort.checkpoints.weights import find_smollm2
 from nanort.errors import FileError, RequestError, TruncatedFileError, UnsupportedModelError
-from nanort.serving.tokenizer import ByteTokenizer, Stream, Tokenizer
-from nanort.serving.weights import find_smollm2
 
 tokenizers = pytest.importorskip("tokenizers")
 
@@ -180,10 +181,22 @@ def test_gguf_adds_no_beginning_unless_it_says_so(tmp_path: Path) -> None:
     assert Tokenizer.of(write_gguf(tmp_path / "m.gguf")).encode("in") == [258]
 
 
+def test_gguf_of_llama_3_has_a_beginning_unless_it_says_not(tmp_path: Path) -> None:
+    assert Tokenizer.of(write_gguf(tmp_path / "m.gguf", ggml__pre="llama-bpe")).encode("in") == [0, 258]
+    said = write_gguf(tmp_path / "m.gguf", ggml__pre="llama-bpe", ggml__add_bos_token=False)
+    assert Tokenizer.of(said).encode("in") == [258]
+
+
+def test_gguf_that_names_no_end_of_a_turn_has_the_one_known_by_name(tmp_path: Path) -> None:
+    tokens = ["<s>", "<|end|>", *alphabet()[2:]]
+    stated = write_gguf(tmp_path / "m.gguf", ggml__tokens=tokens, ggml__eos_token_id=0)
+    assert Tokenizer.of(stated).eos_ids == {0, 1}
+
+
 @pytest.mark.parametrize(
     ("metadata", "error", "message"),
     [
-        ({"ggml__pre": "qwen2"}, UnsupportedModelError, "kind \\('gpt2', 'qwen2'\\)"),
+        ({"ggml__pre": "tekken"}, UnsupportedModelError, "kind \\('gpt2', 'tekken'\\)"),
         ({"ggml__model": None}, UnsupportedModelError, "kind \\(None, 'smollm'\\)"),
         ({"ggml__merges": None}, TruncatedFileError, "does not state its tokenizer's merges"),
         ({"ggml__merges": ["i nowhere"]}, TruncatedFileError, "does not describe a tokenizer"),
@@ -323,6 +336,32 @@ def test_byte_tokenizer_has_the_same_interface() -> None:
     assert prompt == "user: Hi\nassistant: Hello\nassistant: "
     assert tokenizer.decode([*tokenizer.encode(prompt, special=True), *tokenizer.eos_ids]) == prompt
     public = {name for name in dir(ByteTokenizer) if not name.startswith("_")}
-    assert public == {"chat", "decode", "encode", "eos_ids", "stream", "vocab_size"}
+    assert public == {"chat", "decode", "encode", "eos_ids", "inside", "stream", "vocab_size"}
     with pytest.raises(RequestError, match="at least one message"):
         tokenizer.chat([])
+
+
+def spaced() -> Tokenizer:
+    """Sentencepiece's way: a space begins a word, and the text's first one is dropped."""
+    pieces = tokenizers.models.BPE(
+        vocab={"<unk>": 0, "▁": 1, "a": 2, "b": 3, "▁a": 4, "▁b": 5}, merges=[("▁", "a"), ("▁", "b")], unk_token="<unk>"
+    )
+    backend = tokenizers.Tokenizer(pieces)
+    marks, parts = tokenizers.normalizers, tokenizers.decoders
+    backend.normalizer = marks.Sequence([marks.Prepend("▁"), marks.Replace(" ", "▁")])
+    backend.decoder = parts.Sequence([parts.Replace("▁", " "), parts.Fuse(), parts.Strip(" ", 1, 0)])
+    return Tokenizer(backend, eos_ids=frozenset(), chat_template=None, special_names={})
+
+
+def test_a_reply_keeps_the_space_that_it_begins_with() -> None:
+    tokenizer = spaced()
+    stream = tokenizer.stream(before=tokenizer.encode("a b"))
+    assert [stream.push(token_id) for token_id in (4, 5, 3)] == [" a", " b", "b"]
+    assert [tokenizer.inside([token_id]) for token_id in (4, 3)] == [" a", "b"]
+
+
+def test_long_texts_are_encoded_in_the_way_that_lets_other_threads_go_on() -> None:
+    tokenizer = spaced()
+    for name in ("_plain", "_backend"):  # encode() keeps Python to itself
+        setattr(tokenizer, name, SimpleNamespace(encode_batch=getattr(tokenizer, name).encode_batch))
+    assert tokenizer.encode("a b") == tokenizer.encode("a b", special=True) == [4, 5]

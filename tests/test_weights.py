@@ -4,12 +4,14 @@ import importlib
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from nanort.checkpoints.weights import find_smollm2, load_weights, open_checkpoint
 from nanort.errors import (
     FileError,
     MissingWeightError,
@@ -20,7 +22,8 @@ from nanort.errors import (
     WeightsError,
     WeightShapeError,
 )
-from nanort.serving.weights import find_smollm2, open_checkpoint
+from nanort.graphs import CONFIGS, DecoderConfig
+from nanort.graphs.model import Rows, Stack
 
 gguf = pytest.importorskip("gguf")
 safetensors_torch = pytest.importorskip("safetensors.torch")
@@ -143,11 +146,10 @@ def test_load_gives_what_was_saved(checkpoint: Path, weights: Weights) -> None:
 
 def test_load_converts_and_reports_progress(checkpoint: Path, weights: Weights) -> None:
     told: list[tuple[int, int]] = []
-    asked = {name: SHAPES[name] for name in ("model.norm.weight", "lm_head.weight")}
     with open_checkpoint(checkpoint) as opened:
-        loaded = opened.load(asked, torch.bfloat16, lambda done, total: told.append((done, total)))
-    assert told == [(1, 2), (2, 2)]
-    assert {name: tensor.dtype for name, tensor in loaded.items()} == dict.fromkeys(asked, torch.bfloat16)
+        loaded = opened.load(SHAPES, torch.bfloat16, lambda done, total: told.append((done, total)))
+    assert told == [(done, 12) for done in range(1, 13)]
+    assert {name: tensor.dtype for name, tensor in loaded.items()} == dict.fromkeys(SHAPES, torch.bfloat16)
     assert torch.equal(loaded["lm_head.weight"], weights["lm_head.weight"].to(torch.bfloat16))
 
 
@@ -211,22 +213,51 @@ def test_weights_are_not_made_integers(checkpoint: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["model.layers.0.self_attn.q_proj.bias", "model.layers.0.self_attn.q_norm.weight", "lm_head.weight_scale"]
+    "name",
+    [
+        "model.layers.0.self_attn.q_proj.bias",
+        "model.layers.0.self_attn.q_norm.weight",
+        "model.layers.1.mlp.up_proj.weight",
+        "lm_head.weight_scale",
+        "vision_tower.proj.weight",
+    ],
 )
-def test_an_extra_tensor_beside_asked_ones_is_refused(tmp_path: Path, weights: Weights, name: str) -> None:
+def test_a_tensor_for_which_there_is_no_place_is_refused(tmp_path: Path, weights: Weights, name: str) -> None:
     weights[name] = torch.ones(3)
     with open_checkpoint(write_folder(tmp_path, weights)) as opened, pytest.raises(WeightsError, match=f"holds {name}"):
         opened.load(SHAPES, torch.float32)
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["model.layers.1.mlp.up_proj.weight", "model.layers.0.self_attn.rotary_emb.inv_freq", "vision_tower.proj.weight"],
-)
-def test_other_extra_tensors_are_ignored(tmp_path: Path, weights: Weights, name: str) -> None:
-    weights[name] = torch.ones(3)
+def test_what_follows_from_the_rest_may_be_stored(tmp_path: Path, weights: Weights) -> None:
+    """Frequencies that old checkpoints carry, and the head where the embedding serves as one."""
+    weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(3)
+    tied = {name: shape for name, shape in SHAPES.items() if name != "lm_head.weight"}
     with open_checkpoint(write_folder(tmp_path, weights)) as opened:
-        assert opened.load(SHAPES, torch.float32).keys() == SHAPES.keys()
+        assert opened.load(tied, torch.float32).keys() == tied.keys()
+
+
+def test_weights_are_made_of_parts(tmp_path: Path) -> None:
+    stored = {name: torch.randn(6, 4, generator=torch.Generator().manual_seed(k)) for k, name in enumerate("abc")}
+    sources = {
+        "low": Rows("a", 0, 6),
+        "high": Rows("a", 2, 6),
+        "stack": Stack(("c", "b")),
+        "c": Stack(("never", "read")),
+    }
+    shapes = {"low": (2, 4), "high": (4, 4), "stack": (2, 6, 4), "c": (6, 4)}
+    with open_checkpoint(write_folder(tmp_path, stored)) as opened:
+        loaded = opened.load(shapes, torch.float64, sources=sources)
+        with pytest.raises(MissingWeightError, match="lacks d"):
+            opened.load(shapes, torch.float64, sources=sources | {"stack": Stack(("b", "d"))})
+        with pytest.raises(WeightShapeError, match=r"b was asked for as \(5, 4\)"):
+            opened.load(shapes | {"stack": (1, 5, 4)}, torch.float64, sources=sources | {"stack": Stack(("b",))})
+        with pytest.raises(WeightShapeError, match=r"a was asked for as \(7, 4\)"):
+            opened.load(shapes, torch.float64, sources=sources | {"low": Rows("a", 0, 7)})
+        with pytest.raises(WeightsError, match="holds b"):
+            opened.load(shapes, torch.float64, sources=sources | {"stack": Stack(("c", "c"))})
+    a, b, c = (tensor.double() for tensor in stored.values())
+    wanted = {"low": a[:2], "high": a[2:], "stack": torch.stack((c, b)), "c": c}
+    assert {name: torch.equal(loaded[name], tensor) for name, tensor in wanted.items()} == dict.fromkeys(shapes, True)
 
 
 def test_a_checkpoint_prints(tmp_path: Path, weights: Weights) -> None:
@@ -291,7 +322,10 @@ def test_a_kind_of_gguf_that_cannot_be_dequantised_is_refused(tmp_path: Path, we
     ("changes", "message"),
     [
         ({"architecture": "mamba"}, "architecture 'mamba'"),
-        ({"llama__rope__scaling__type": "yarn"}, "scales its rope"),
+        ({"llama__rope__scaling__type": "ntk"}, "scales its rope by 'ntk'"),
+        ({"llama__rope__scaling__type": "yarn", "llama__rope__scaling__attn_factor": 0.5}, "attn_factor=0.5"),
+        ({"llama__rope__scaling__new": 1.0}, r"states llama\.rope\.scaling\.new"),
+        ({"llama__rope__dimension_count": 4}, r"states rope\.dimension_count=4 for heads of 8"),
     ],
 )
 def test_gguf_of_another_model_is_refused(
@@ -302,7 +336,7 @@ def test_gguf_of_another_model_is_refused(
         open_checkpoint(path)
 
 
-@pytest.mark.parametrize("name", ["blk.0.ffn_gate_exps.weight", "rope_freqs.weight", "blk.0.attn_q_norm.weight"])
+@pytest.mark.parametrize("name", ["blk.0.attn_sinks.weight", "v.patch_embd.weight"])
 def test_gguf_with_a_tensor_that_has_no_place_is_refused(tmp_path: Path, weights: Weights, name: str) -> None:
     weights[name] = torch.ones(4)
     path = write_gguf(tmp_path / "model.gguf", weights)
@@ -420,6 +454,40 @@ def test_several_files_without_an_index_are_refused(tmp_path: Path, weights: Wei
         open_checkpoint(tmp_path)
 
 
+def test_the_usual_file_is_read_whatever_lies_beside_it(tmp_path: Path, weights: Weights) -> None:
+    write_folder(tmp_path, weights)
+    safetensors_torch.save_file({"a": torch.zeros(1)}, tmp_path / "consolidated.safetensors")
+    with open_checkpoint(tmp_path) as opened:
+        assert opened.names.keys() == SHAPES.keys()
+
+
+def test_a_tensor_that_the_index_is_silent_about_is_refused(tmp_path: Path, weights: Weights) -> None:
+    write_shards(tmp_path, weights | {"model.layers.0.self_attn.q_proj.bias": torch.ones(HIDDEN)})
+    index = tmp_path / "model.safetensors.index.json"
+    told = json.loads(index.read_text())["weight_map"]
+    del told["model.layers.0.self_attn.q_proj.bias"]
+    index.write_text(json.dumps({"weight_map": told}))
+    with open_checkpoint(tmp_path) as opened, pytest.raises(WeightsError, match=r"also holds .*q_proj\.bias"):
+        opened.load(SHAPES, torch.float32)
+
+
+def test_a_head_of_its_own_is_refused_where_the_config_ties_it(tmp_path: Path, weights: Weights) -> None:
+    config = DecoderConfig(1, HIDDEN, FFN, HEADS, KV_HEADS, HEAD_DIM, VOCAB, tied=True)
+    refused = pytest.raises(WeightsError, match=r"holds a lm_head\.weight of its own")
+    with open_checkpoint(write_folder(tmp_path, weights)) as opened, refused:
+        load_weights(opened, config, torch.float32)
+    same = weights | {"lm_head.weight": weights["model.embed_tokens.weight"].clone()}
+    with open_checkpoint(write_folder(tmp_path, same)) as opened:
+        assert "lm_head.weight" not in load_weights(opened, config, torch.float32)
+
+
+@pytest.mark.parametrize("key", ["llama.rope.scaling.factor", "llama.rope.scale_linear"])
+def test_a_factor_of_rope_is_linear_where_nothing_else_is_said(tmp_path: Path, weights: Weights, key: str) -> None:
+    path = write_gguf(tmp_path / "model.gguf", weights, **{key: 4.0})
+    with open_checkpoint(path) as opened:
+        assert opened.config["rope_parameters"] == {"rope_type": "linear", "factor": 4.0}
+
+
 def test_an_absent_shard_is_named(tmp_path: Path, weights: Weights) -> None:
     (write_shards(tmp_path, weights) / "model-1.safetensors").unlink()
     with pytest.raises(FileError, match=r"there is no model-1\.safetensors"):
@@ -441,15 +509,6 @@ def test_an_index_that_misleads_is_refused(tmp_path: Path, weights: Weights, wei
     index.write_text(json.dumps({"weight_map": weight_map}))
     with pytest.raises(TruncatedFileError, match=message):
         open_checkpoint(tmp_path)
-
-
-def test_rope_parameters_are_read_as_their_older_keys(tmp_path: Path, weights: Weights) -> None:
-    plain = {"rope_parameters": {"rope_theta": 7.0, "rope_type": "default"}}
-    with open_checkpoint(write_folder(tmp_path, weights, plain)) as opened:
-        assert opened.config == {"rope_theta": 7.0, **plain}
-    scaled = {"rope_parameters": {"rope_theta": 7.0, "rope_type": "llama3", "factor": 8.0}}
-    with open_checkpoint(write_folder(tmp_path, weights, scaled)) as opened:
-        assert opened.config == {"rope_theta": 7.0, "rope_scaling": scaled["rope_parameters"], **scaled}
 
 
 def test_smollm2_is_found_only_where_it_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -474,8 +533,7 @@ def test_smollm2_opens() -> None:
         assert repr(opened) == "Checkpoint(SmolLM2-135M-Instruct.Q4_1.gguf: 272 tensors, 134.5 M parameters)"
         assert opened.config["tie_word_embeddings"]
         assert opened.names["model.layers.29.self_attn.k_proj.weight"] == ((192, 576), torch.float32)
-        loaded = opened.load({"model.norm.weight": (576,)}, torch.float32)
-    assert loaded["model.norm.weight"].isfinite().all()
+        assert replace(DecoderConfig.from_hf(opened.config), eps=1e-5) == CONFIGS["smollm2-135m"]
 
 
 def test_every_refusal_is_an_error_of_ours(tmp_path: Path, weights: Weights) -> None:

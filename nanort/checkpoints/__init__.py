@@ -1,0 +1,1 @@
+"""Checkpoints and tokenizers on disk, read with no trust in them."""
