@@ -16,6 +16,7 @@ from itertools import accumulate
 from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from fake_gpu import FakeGpu, Node
@@ -117,7 +118,7 @@ class FakeDriver:
         self._graphs: dict[int, Graph] = {}
         self._capture: Graph | None = None
         self._handles = 0
-        self._pinned: dict[int, int] = {}
+        self._pinned: dict[int, npt.NDArray[np.uint8]] = {}
 
     # What tests ask for.
 
@@ -289,7 +290,8 @@ class FakeDriver:
         with self._call("copy", stream, source.nbytes, direction):
             ours, theirs = _form(target), _form(source)
             self._refuse(ours != theirs, f"shape, dtype or layout differ: {ours} from {theirs}")
-            self._add(self._queue(stream), lambda: target.copy_(source), 1e-6 + source.nbytes / 5e10)
+            held = self._bare(source) if pinned[0] else source
+            self._add(self._queue(stream), lambda: target.copy_(held), 1e-6 + source.nbytes / 5e10)
 
     def allocate(self, nbytes: int, *, host: bool = False) -> torch.Tensor:
         with self._call("allocate", nbytes, host):
@@ -298,14 +300,15 @@ class FakeDriver:
                 raise DeviceMemoryError(f"allocate: {nbytes} bytes of the device are asked for, {self.memory} are free")
             room = np.full(nbytes + ALIGNMENT, GARBAGE, np.uint8)  # numpy's memory, since its end can be observed
             start = -room.ctypes.data % ALIGNMENT
-            address = room.ctypes.data + start
-            weakref.finalize(room, self._free, nbytes, address if host else 0)
+            given, bare = (room[start : start + nbytes] for _ in range(2))
+            address = given.ctypes.data if host else 0
+            weakref.finalize(given, self._free, bare, address)
             if host:
-                self._pinned[address] = address + nbytes
+                self._pinned[address] = bare
             else:
                 self.memory -= nbytes
             with torch.inference_mode(False):
-                return torch.from_numpy(room[start : start + nbytes])
+                return torch.from_numpy(given)
 
     def probe(self, stream: int, seen: torch.Tensor) -> None:
         with self._call("probe", stream, len(seen)):
@@ -425,13 +428,23 @@ class FakeDriver:
         return self._find("stream", self._streams, stream) if stream else self._streams[0]
 
     def _is_pinned(self, tensor: torch.Tensor) -> bool:
-        return any(start <= tensor.data_ptr() < end for start, end in self._pinned.items())
+        return any(start <= tensor.data_ptr() < start + bare.nbytes for start, bare in self._pinned.items())
 
-    def _free(self, nbytes: int, pinned: int) -> None:
+    def _bare(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The same pinned bytes, not kept by whoever looks at them: once they are freed, a copy finds garbage."""
+        address = tensor.data_ptr()
+        start = max(start for start in self._pinned if start <= address)
+        if not tensor.is_contiguous():
+            return tensor
+        bare = torch.from_numpy(self._pinned[start])[address - start : address - start + tensor.nbytes]
+        return bare.view(tensor.dtype).view(tensor.shape)
+
+    def _free(self, bare: npt.NDArray[np.uint8], pinned: int) -> None:
         if pinned:
             del self._pinned[pinned]
+            bare.fill(GARBAGE)
         else:
-            self.memory += nbytes
+            self.memory += bare.nbytes
 
     # What is queued.
 

@@ -316,6 +316,24 @@ def test_inputs_of_the_host_may_be_changed_at_once(seed: int, capture: bool) -> 
 
 
 @EITHER
+def test_inputs_of_the_host_may_be_written_where_the_run_reads_them(capture: bool) -> None:
+    graph = nr.Graph("uploads")
+    x = graph.input("x", (2, 3), torch.float32, device="host")
+    graph.output(y=double(ops.to_device(x)))
+    with (
+        gpu(FakeDriver(seed=5)) as fake,
+        executor(random_dags.schedule(graph, STREAMS, [2, 0]), {}, capture=capture) as run,
+    ):
+        seen = []
+        for number in range(5):
+            there = run.host_inputs
+            there["x"].fill_(number)
+            seen.append(run(**there)["y"])
+            fake.settle(0)
+            assert seen[-1].unique().tolist() == [2.0 * number]
+
+
+@EITHER
 def test_outputs_on_the_host_are_there_when_the_run_returns(capture: bool) -> None:
     graph = nr.Graph("downloads")
     x = graph.input("x", (2, 3), torch.float32)
@@ -326,6 +344,25 @@ def test_outputs_on_the_host_are_there_when_the_run_returns(capture: bool) -> No
     ):
         for number in range(4):
             assert run(x=torch.full((2, 3), float(number)))["y"].unique().tolist() == [2.0 * number]
+
+
+@EITHER
+@pytest.mark.parametrize("seed", range(10))
+def test_without_waiting_they_are_there_when_the_stream_has_come_past_the_run(seed: int, capture: bool) -> None:
+    graph, late = nr.Graph("downloads"), 0
+    x = graph.input("x", (2, 3), torch.float32)
+    graph.output(y=ops.to_host(double(x)))
+    schedule = random_dags.schedule(graph, STREAMS, [0, 3])
+    with gpu(FakeDriver(seed=seed)) as fake, executor(schedule, {}, capture=capture, wait=False) as run:
+        event = fake.create_event()
+        for number in range(1, 6):
+            out = run(x=torch.full((2, 3), float(number)))["y"]
+            late += out.unique().tolist() != [2.0 * number]
+            fake.record(event, 0)
+            fake.synchronize(event)
+            assert out.unique().tolist() == [2.0 * number]
+        fake.destroy_event(event)
+    assert late, "the call did not wait"
 
 
 def test_any_layout_of_inputs_and_any_parameter_will_do() -> None:

@@ -422,6 +422,18 @@ def test_memory_ends_comes_back_and_begins_as_garbage() -> None:
     assert driver.allocate(100).nbytes == 100
 
 
+def test_pinned_memory_that_is_freed_too_early_is_copied_as_garbage() -> None:
+    for kept in (True, False):
+        driver = FakeDriver(seed=1)
+        staging, landed = floats(driver, host=True), floats(driver)
+        staging.fill_(3)
+        driver.copy(0, landed, staging)
+        if not kept:
+            del staging
+        driver.settle()
+        assert landed.isnan().all() != kept
+
+
 def test_copies_are_told_by_direction() -> None:
     driver = FakeDriver()
     stream, device, host = driver.create_stream(), floats(driver), floats(driver, host=True)

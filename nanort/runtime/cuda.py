@@ -67,6 +67,7 @@ class CudaBackend:
         timeout: float | None = None,
         budget: int | None = None,
         strict: bool = False,
+        wait: bool = True,
     ) -> None:
         if timeout is not None and not timeout > 0:
             raise BackendError(f"timeout={timeout!r}: give more than zero seconds, or None to wait for ever")
@@ -96,7 +97,7 @@ class CudaBackend:
         self._queues: dict[int, Queue] = {}
         self._graphs: dict[int, int] = {}
         self._capture, self._warm = capture, False
-        self._synchronous = timeout is not None or is_read_by_host(program)
+        self._synchronous = timeout is not None or (wait and is_read_by_host(program))
         self._watch = faults.Watch(program, self._marks)
         self._last: Run | None = None
         self._slot = 0  # of the next run
@@ -108,6 +109,17 @@ class CudaBackend:
     def memory_bytes(self) -> int:
         """Bytes of the device that it holds until it is closed, without what torch keeps for references and graphs."""
         return self._buffers.memory_bytes
+
+    @property
+    def host_inputs(self) -> dict[str, torch.Tensor]:
+        """Where the next run reads its inputs of the host; waits for the run before the last, which may still do so."""
+        if not self._buffers.staged:
+            return {}
+        if self._loose:
+            self._settle()
+        self._wait(self._slot)
+        tensors, roots = self._buffers.slots[self._slot], self.program.graph.roots
+        return {roots[b.root].name: tensors[b.index] for b in self._buffers.staged if b.root is not None}
 
     def run(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The outputs of one run, which stay as they are until the run after the next one."""
@@ -184,7 +196,8 @@ class CudaBackend:
             self._wait(slot)
             self._flying = min(self._flying, len(SLOTS))
         for buffer in self._buffers.staged:
-            tensors[buffer.index].copy_(given[buffer.root])
+            if tensors[buffer.index].data_ptr() != given[buffer.root].data_ptr():  # else it was written there
+                tensors[buffer.index].copy_(given[buffer.root])
         driver.record(here.arrived, 0)
         driver.wait(here.main, here.arrived)
         for buffer in self._buffers.copied:

@@ -48,9 +48,9 @@ class Executor:
 
     On a GPU the host queues a run and goes on. Torch code on the caller's stream needs no synchronisation: a run
     comes after what was queued before it, and what is queued later comes after the run. Only with outputs on the
-    host, or a ``timeout``, does the call return when the run has ended. The outputs of a run, states excepted, stay
-    as they are while the next one runs; the one after that writes to the same memory, so copy what has to last. Use
-    it from one thread at a time.
+    host (see ``wait``), or a ``timeout``, does the call return when the run has ended. The outputs of a run, states
+    excepted, stay as they are while the next one runs; the one after that writes to the same memory, so copy what has
+    to last. Use it from one thread at a time.
 
     Args:
         schedule: what to run, from nr.co_schedule; or a Program.
@@ -67,6 +67,8 @@ class Executor:
             libraries allocate on the way.
         strict: of cuda: whether it is an error where a kernel does not take the shapes, dtypes or strides of a node.
             Otherwise the node runs its reference, and the log ("nanort") has a line about it.
+        wait: of cuda: whether a call returns only when outputs on the host are there. Otherwise they are there when the
+            caller's stream has come past the run: queue an event there, and wait for that.
 
     A run that fails raises ExecutionError with the node's name and the line that made it, leaves ``timeline`` as far as
     it came, and the executor can run again. After a fault of the GPU itself nothing can run on it in this process any
@@ -92,6 +94,7 @@ class Executor:
         timeout: float | None = None,
         budget: int | None = None,
         strict: bool = False,
+        wait: bool = True,
     ) -> None:
         self.program = schedule if isinstance(schedule, Program) else lower(schedule)
         self._closed = False
@@ -104,7 +107,7 @@ class Executor:
             try:
                 self._backend = CudaBackend(
                     self.program, self._bound(where, constants, states), driver=driver.current(), trace=trace,
-                    capture=capture, timeout=timeout, budget=budget, strict=strict,
+                    capture=capture, timeout=timeout, budget=budget, strict=strict, wait=wait,
                 )  # fmt: skip  # what is said by its name
                 return
             except BackendError as error:
@@ -127,6 +130,14 @@ class Executor:
     def timeline(self) -> Timeline:
         """What happened in the last run: a Timeline to print, save, or compare with ``schedule.timeline()``."""
         return self._backend.timeline
+
+    @property
+    def host_inputs(self) -> dict[str, torch.Tensor]:
+        """The pinned tensors from which the next run on a GPU copies its inputs of the host; {} on other backends.
+
+        An input that was written there and is given as that very tensor is not copied once more.
+        """
+        return self._backend.host_inputs if isinstance(self._backend, CudaBackend) else {}
 
     @property
     def memory_bytes(self) -> int:
