@@ -16,6 +16,7 @@ from nanort.programs.program import Program
 from nanort.runtime.executor import Executor
 from nanort.runtime.profiler import profile
 from nanort.runtime.stopwatch import Stopwatch
+from nanort.scheduling.apart import Apart
 from nanort.scheduling.coschedule import co_schedule
 from nanort.scheduling.policy import Dispatch, Greedy, Policy
 from nanort.scheduling.problem import Mode, Problem, Solution, Task
@@ -29,6 +30,7 @@ from nanort.values import Value
 
 __version__ = "0.1.0"
 __all__ = [
+    "Apart",
     "Demand",
     "Device",
     "Dispatch",
