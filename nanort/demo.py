@@ -14,6 +14,7 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from nanort.checkpoints.weights import find_smollm2
 from nanort.costs.table import demand_table
 from nanort.devices import device
 from nanort.graphs import CONFIGS, decoder_step
@@ -22,7 +23,6 @@ from nanort.scheduling.schedule import Schedule
 from nanort.serving.generate import LLM, load_model
 from nanort.serving.plans import Plan
 from nanort.serving.sampling import SamplingParams
-from nanort.serving.weights import find_smollm2
 from nanort.timeline.events import Timeline
 from nanort.timeline.units import duration
 

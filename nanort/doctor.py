@@ -11,12 +11,12 @@ from functools import partial
 import torch
 
 from nanort import __version__, driver
+from nanort.checkpoints.weights import find_smollm2
 from nanort.devices import GB, Device
 from nanort.driver import Driver
 from nanort.errors import BackendError, NanortError
 from nanort.partition import Group, Stream
 from nanort.runtime.partitions import partitions
-from nanort.serving.weights import find_smollm2
 
 NO_GPU = "no GPU that can be used"
 COPIED_BYTES = 32 << 20

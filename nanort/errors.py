@@ -32,6 +32,7 @@ NanortError
 │       └── PoisonedError     a device that an earlier failure left unusable in this process
 ├── SimulationError           a simulation that cannot go on
 ├── TimelineError             a timeline whose times cannot be
+├── InternalError             accounts of nanort's own that do not balance
 ├── FileError                 a file that cannot be used
 │   ├── TruncatedFileError    a file that is cut short or is not what its name says
 │   ├── ForeignFileError      a file that belongs to another graph or device
@@ -40,6 +41,8 @@ NanortError
     ├── UnsupportedModelError an architecture that is not supported
     ├── RequestError          a prompt or sampling parameter that cannot be served
     ├── CacheFullError        no pages left in the KV cache
+    ├── OverloadedError       a queue that is full: ask again later
+    ├── ClosedError           an engine that is closing, or has failed
     └── WeightsError          a checkpoint that does not fit the model
         ├── MissingWeightError  a tensor that is not in the checkpoint
         ├── WeightShapeError    a tensor of a wrong shape
@@ -187,6 +190,10 @@ class TimelineError(NanortError, ValueError):
     """A timeline whose times cannot be."""
 
 
+class InternalError(NanortError, AssertionError):
+    """Accounts of our own that do not balance: a mistake of nanort's, please report it."""
+
+
 class FileError(NanortError, ValueError):
     """A file that cannot be used."""
 
@@ -217,6 +224,14 @@ class RequestError(ModelError):
 
 class CacheFullError(ModelError):
     """No pages left in the KV cache."""
+
+
+class OverloadedError(ModelError):
+    """A queue of requests that is full: ask again later."""
+
+
+class ClosedError(ModelError):
+    """An engine that is closing, or has failed: nothing is served any more."""
 
 
 class WeightsError(ModelError):

@@ -2,19 +2,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from greedy import Reference, close_calls, reference, transformers_model
-from nanort.errors import CacheFullError, RequestError
+from nanort.checkpoints.tokenizer import ByteTokenizer
+from nanort.checkpoints.weights import find_smollm2
+from nanort.errors import CacheFullError, CapacityError, ClosedError, RequestError
 from nanort.graphs import CONFIGS, DecoderConfig, random_weights
-from nanort.serving.batching import Batch, Request, next_batch
 from nanort.serving.generate import LLM, load_model
-from nanort.serving.kv_cache import PagedKVCache
 from nanort.serving.sampling import SamplingParams
-from nanort.serving.tokenizer import ByteTokenizer
-from nanort.serving.weights import find_smollm2
 
 TINY = CONFIGS["tiny"]
 WEIGHTS = random_weights(TINY, torch.float32, seed=1)
@@ -92,6 +92,23 @@ def test_a_stream_given_up_gives_its_pages_back_and_threads_end() -> None:
     assert threading.active_count() == before
 
 
+def test_a_stream_dropped_before_its_first_token_gives_its_request_up() -> None:
+    with LLM(TINY, WEIGHTS, ByteTokenizer()) as llm:
+        stream = llm.stream(["hello"], SamplingParams(ignore_eos=True))
+        assert llm.engine.busy
+        del stream
+        assert not llm.engine.busy
+        assert llm._inboxes == {}
+
+
+@pytest.mark.parametrize("prompt", [[1.5], ["a"], [None], None])
+def test_what_is_no_token_is_refused_and_not_rounded(prompt: object) -> None:
+    with LLM(TINY, WEIGHTS, ByteTokenizer()) as llm:
+        with pytest.raises(RequestError, match="no sequence of token ids"):
+            llm.generate([prompt])  # type: ignore[list-item]  # wrong on purpose
+        assert not llm.engine.busy
+
+
 @pytest.mark.parametrize(
     ("prompt", "params", "error", "says"),
     [
@@ -113,28 +130,20 @@ def test_prompts_that_cannot_be_served_are_refused_before_anything_runs(
 
 @pytest.mark.parametrize(
     "params",
-    [{"temperature": -1.0}, {"temperature": float("nan")}, {"top_k": -1}, {"top_p": 0.0}, {"max_new_tokens": 0}],
+    [
+        {"temperature": -1.0},
+        {"temperature": float("nan")},
+        {"top_k": -1},
+        {"top_p": 0.0},
+        {"max_new_tokens": 0},
+        {"temperature": "1"},
+        {"temperature": None},
+        {"top_p": None},
+    ],
 )
 def test_sampling_parameters_out_of_range_are_refused(params: dict[str, float]) -> None:
     with pytest.raises(RequestError, match="give"):
         SamplingParams(**params)  # wrong on purpose
-
-
-def test_a_batch_places_rows_tables_and_last_rows() -> None:
-    cache = PagedKVCache(pages=9, page_size=4)
-    decoding, prefilling = Request(0, [5, 6, 7], [8], cached=3), Request(1, [1, 2, 3, 4, 9], cached=2)
-    for request in (decoding, prefilling):
-        cache.reserve(request, 8)
-    batch = next_batch([prefilling, decoding], max_rows=3)
-    assert batch == Batch((decoding,), ((prefilling, 2),))
-    bucket = batch.layout.bucket()
-    inputs = batch.tensors(cache, bucket, requests=3, width=2)
-    assert inputs["tokens"].tolist() == [8, 3, 4]
-    assert inputs["positions"].tolist() == [3, 2, 3]
-    assert inputs["requests"].tolist() == [0, 1, 1]
-    assert inputs["last"].tolist() == [0, 2, 0]
-    assert inputs["pages"][2].tolist() == [0, 0]
-    assert inputs["slots"].tolist() == cache.slots(decoding, 3, 4) + cache.slots(prefilling, 2, 4)
 
 
 def test_plans_are_shared_by_steps_of_one_bucket() -> None:
@@ -151,20 +160,20 @@ def test_smollm2_knows_the_capital_of_france() -> None:
     assert completion.text == " Paris.\n\n"
 
 
-def test_two_streams_that_do_not_fit_side_by_side_are_told_so() -> None:
+def test_two_streams_that_do_not_fit_side_by_side_take_turns() -> None:
     params = SamplingParams(max_new_tokens=4, ignore_eos=True)
     with LLM(TINY, WEIGHTS, ByteTokenizer(), cache_tokens=32) as llm:
+        alone = [list(llm.stream([prompt], params)) for prompt in ([1] * 23, [2] * 20)]
         first = llm.stream([[1] * 23], params)
-        next(first)
-        with pytest.raises(CacheFullError, match="other streams hold 2 of 2 pages"):
-            llm.generate([[2] * 4], params)
-        assert len(list(first)) == 3
+        token = next(first)
+        assert llm.generate([[2] * 20], params)[0].tokens == tuple(token.id for token in alone[1])
+        assert [token, *first] == alone[0]
 
 
 def test_a_text_for_a_list_of_prompts_and_a_closed_model_are_refused() -> None:
     with LLM(TINY, WEIGHTS, ByteTokenizer()) as llm, pytest.raises(RequestError, match="give a list of prompts"):
         llm.generate("ab")
-    with pytest.raises(RequestError, match="closed"):
+    with pytest.raises(ClosedError, match="closed"):
         llm.generate(["ab"])
 
 
@@ -178,6 +187,84 @@ def test_a_last_token_that_happens_to_be_the_end_is_no_end_where_ends_are_ignore
     ends = ByteTokenizer()
     with LLM(TINY, WEIGHTS, ends) as llm:
         found = llm.generate([[7]], SamplingParams(max_new_tokens=1, ignore_eos=True))[0]
-        ends.eos_ids = frozenset(found.tokens)  # as if the model had chosen it
+    ends.eos_ids = frozenset(found.tokens)  # as if the model had chosen it
+    with LLM(TINY, WEIGHTS, ends) as llm:
         assert llm.generate([[7]], SamplingParams(max_new_tokens=1, ignore_eos=True))[0].finish == "length"
-        assert llm.generate([[7]], SamplingParams(max_new_tokens=1))[0].finish == "eos"
+        assert llm.generate([[7]], SamplingParams(max_new_tokens=1))[0].finish == "stop"
+
+
+def test_log_probabilities_are_those_of_the_logits() -> None:
+    model = transformers_model(TINY, WEIGHTS)
+    for temperature in (0.0, 1.0):
+        params = SamplingParams(max_new_tokens=4, ignore_eos=True, temperature=temperature, logprobs=3)
+        with LLM(TINY, WEIGHTS, ByteTokenizer()) as llm:
+            found, plain = llm.generate([[1, 2, 3], [4]], [params, SamplingParams(max_new_tokens=3)])
+        assert plain.logprobs is None
+        assert found.logprobs is not None
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([[1, 2, 3, *found.tokens]])).logits[0, 2:-1]
+        for token, told, likely in zip(found.tokens, found.logprobs, logits.log_softmax(-1), strict=True):
+            assert told.token == token
+            assert told.logprob == pytest.approx(float(likely[token]), abs=1e-4)
+            assert [logprob for _, logprob in told.top] == pytest.approx(likely.topk(3).values.tolist(), abs=1e-4)
+
+
+def test_what_a_request_draws_does_not_depend_on_its_batch() -> None:
+    params = [SamplingParams(max_new_tokens=12, ignore_eos=True, temperature=1.0, seed=seed) for seed in range(6)]
+    prompts = [list(range(seed, seed + 9)) for seed in range(6)]
+    with LLM(TINY, WEIGHTS, ByteTokenizer(), max_rows=16) as llm:
+        together = llm.generate(prompts, params)
+        alone = [llm.generate([prompt], how)[0] for prompt, how in zip(prompts, params, strict=True)]
+    assert [completion.tokens for completion in together] == [completion.tokens for completion in alone]
+
+
+def test_a_reply_ends_before_its_stop_text() -> None:
+    params = SamplingParams(max_new_tokens=20, ignore_eos=True)
+    with LLM(TINY, WEIGHTS, ByteTokenizer()) as llm:
+        whole = llm.generate(["abc"], params)[0]
+        stop = whole.text[4:6]
+        ended = llm.generate(["abc"], replace(params, stop=(stop,)))[0]
+    assert ended.finish == "stop"
+    assert ended.text == whole.text[: whole.text.index(stop)]
+    assert ended.tokens == whole.tokens[: len(ended.tokens)]
+
+
+def test_a_chat_is_answered_by_the_template() -> None:
+    with LLM(TINY, WEIGHTS, ByteTokenizer()) as llm:
+        params = SamplingParams(max_new_tokens=4, ignore_eos=True)
+        reply = llm.chat([{"role": "user", "content": "Hello"}], params)
+        assert reply == llm.generate(["user: Hello\nassistant: "], params)[0]
+
+
+def test_memory_is_shared_out_to_weights_executors_and_pages() -> None:
+    weights = sum(tensor.nbytes for tensor in WEIGHTS.values())
+    page = 2 * 2 * 16 * TINY.kv_heads * TINY.head_dim * 4
+    with LLM(TINY, WEIGHTS, ByteTokenizer(), memory=weights + 80 * page) as llm:
+        assert llm.cache.pages == 70
+    with pytest.raises(CapacityError, match="leave no room for a KV cache"):
+        LLM(TINY, WEIGHTS, ByteTokenizer(), memory=weights)
+
+
+def test_a_plan_searched_in_the_background_says_the_same(expected: list[Reference]) -> None:
+    assert close_calls(expected, generated(background=True, nano_batches=(2,), guard=False)) == []
+
+
+def test_the_steps_of_a_traced_model_can_be_looked_at(tmp_path: Path) -> None:
+    with LLM(TINY, WEIGHTS, ByteTokenizer(), trace=tmp_path) as llm:
+        llm.generate(PROMPTS[:2], SamplingParams(max_new_tokens=3, ignore_eos=True))
+    assert (tmp_path / "step-000000.json").exists()
+    assert (tmp_path / "requests.jsonl").read_text().count("prompt 0") == 3
+
+
+@pytest.mark.parametrize(
+    "params",
+    [{"stop": ("",)}, {"stop": "ab"}, {"stop_token_ids": ("a",)}, {"logprobs": 21}, {"seed": 1 << 63}],
+)
+def test_stops_and_seeds_that_mean_nothing_are_refused(params: dict[str, object]) -> None:
+    with pytest.raises(RequestError, match="give"):
+        SamplingParams(**params)
+
+
+def test_params_are_for_all_prompts_or_one_each() -> None:
+    with LLM(TINY, WEIGHTS, ByteTokenizer()) as llm, pytest.raises(RequestError, match="2 params for 1 prompts"):
+        llm.generate([[1]], [SamplingParams()] * 2)

