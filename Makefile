@@ -6,6 +6,8 @@ BIN := .venv/bin
 PIP := PYTHONWARNINGS='ignore:Editable installation' $(BIN)/python -m pip --disable-pip-version-check --quiet
 # A worker that dies fails the run at once: replaced, it may leave the others waiting for ever.
 WORKERS := --numprocesses 2 --max-worker-restart 0
+# These take both cores by themselves.
+BOTH_CORES := tests/verify/test_greedy_tokens.py tests/verify/test_serving_smollm2.py
 INSTALL := $(PIP) install --constraint constraints.txt --no-build-isolation
 
 .DEFAULT_GOAL := help
@@ -30,11 +32,13 @@ check: .venv/.dev  ## judge format, style and types
 	cd build/typed && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache -p nanort
 
 verify: .venv/.dev  ## run the checks that take minutes: tests/verify
-	$(BIN)/pytest tests/verify/test_greedy_tokens.py -rP
-	$(BIN)/pytest tests/verify --ignore tests/verify/test_greedy_tokens.py $(WORKERS)
+	$(BIN)/pytest $(BOTH_CORES) -rP
+	$(BIN)/pytest tests/verify $(addprefix --ignore ,$(BOTH_CORES)) $(WORKERS)
 
-soak: .venv/.dev  ## judge 100,000 random programs and 20,000 broken ones for races: half an hour
-	$(BIN)/pytest --soak tests/verify/test_hazards.py tests/verify/test_mutants.py $(WORKERS) -rP
+SOAKED := $(addprefix tests/verify/test_,hazards.py mutants.py storms.py serving_tokens.py)
+
+soak: .venv/.dev  ## judge 100,000 random programs and 20,000 broken ones for races, and serve many more storms: an hour
+	$(BIN)/pytest --soak $(SOAKED) $(WORKERS) -rP
 
 fuzz: .venv/.dev  ## give broken files of every format to their readers: some hours
 	cd tests && ../$(BIN)/python -m fuzz all --runs 1000000
@@ -78,5 +82,5 @@ clean:  ## remove everything that these targets made
 
 .venv/.dev: .venv/.demo
 	@echo "installing what tests and checks need: about 430 MB"
-	@$(INSTALL) --editable '.[demo,fast,exact,dev]'
+	@$(INSTALL) --editable '.[demo,fast,exact,serve,dev]'
 	@touch $@

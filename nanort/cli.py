@@ -1,4 +1,4 @@
-"""The command line: demo, doctor, plan, run, profile, kernels, solve, generate."""
+"""The command line: demo, doctor, plan, run, profile, kernels, solve, and those that serve models."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import torch
 import typer
 from rich.console import Console
 
+from nanort.commands import serving
 from nanort.compare import Row, compare, sweep_sms
 from nanort.costs.profile import Profile
 from nanort.costs.table import demand_table
@@ -50,8 +51,6 @@ from nanort.scheduling.coschedule import co_schedule
 from nanort.scheduling.problem import Problem
 from nanort.scheduling.schedule import Split
 from nanort.scheduling.solving.solve import solve as solved
-from nanort.serving.generate import load_model
-from nanort.serving.sampling import SamplingParams
 from nanort.timeline.units import duration, plain
 
 app = typer.Typer(
@@ -61,6 +60,7 @@ app = typer.Typer(
     help="Schedules the inside of one GPU. Exit codes: 0 done, 1 refused (the message says what to do), 2 wrong usage, "
     "130 interrupted.",
 )
+app.add_typer(serving)
 
 WARM_UP = 16
 """Schedules that call every compiled function of the search once."""
@@ -270,44 +270,6 @@ def solve(
     typer.echo(f"bound      {found.bound:.9g}")
     typer.echo(f"schedules  {found.schedules:,} in {duration(took)}{f'; {found.stopped}' * bool(found.stopped)}")
     typer.echo(textwrap.fill(" ".join(starts), 79, initial_indent="starts     ", subsequent_indent=" " * 11))
-
-
-@app.command(epilog='Example: nanort generate "The capital of France is" --max-new-tokens 16')
-def generate(
-    prompts: Annotated[list[str], typer.Argument(help="One or more prompts, generated in one batch.")],
-    model: Annotated[
-        str, typer.Option(help="A Hugging Face folder, a .gguf file, smollm2 (its package installed) or tiny (random).")
-    ] = "smollm2",
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.", min=0)] = 0.0,
-    top_k: Annotated[int, typer.Option(help="0 is off.", min=0)] = 0,
-    top_p: Annotated[float, typer.Option(help="1 is off.")] = 1.0,
-    seed: int = 0,
-    chat: Annotated[bool, typer.Option(help="Put each prompt into the model's chat template.")] = False,
-    nano_batches: Pieces = "1,2",
-    as_json: Json = False,
-) -> None:
-    """Generates text with a model, all prompts in one batch."""
-    params = SamplingParams(temperature, top_k, top_p, max_new_tokens, seed=seed)
-    with progress_bar(Console(stderr=True), f"loading {model}") as progress:
-        llm = load_model(model, progress, nano_batches=counts_of(nano_batches))
-    with llm:
-        asked = [llm.tokenizer.chat([{"role": "user", "content": prompt}]) for prompt in prompts] if chat else prompts
-        encoded = [llm.tokenizer.encode(prompt, special=chat) for prompt in asked]
-        if as_json:
-            found = llm.generate(encoded, params)
-            rows = [
-                {"prompt": p, "text": c.text, "finish": c.finish, "tokens": c.tokens}
-                for p, c in zip(prompts, found, strict=True)
-            ]
-            typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
-        elif len(prompts) == 1:
-            for token in llm.stream(encoded, params):
-                typer.echo(token.text, nl=False)
-            typer.echo()
-        else:
-            for prompt, completion in zip(prompts, llm.generate(encoded, params), strict=True):
-                typer.echo(f"> {prompt}\n{completion.text}\n")
 
 
 def _show(as_json: bool, *lines: object) -> None:

@@ -197,16 +197,12 @@ def test_run_compares_plan_and_run_and_saves_both(tmp_path: Path, backend: str) 
     assert {event["pid"] for event in json.loads(out.read_text())["traceEvents"]} >= {1, 2}
 
 
-def test_generate_prints_text_or_json() -> None:
-    rows = json.loads(call("generate", "ab", "cd", "--model", "tiny", "--max-new-tokens", "3", "--json"))
-    assert [row["prompt"] for row in rows] == ["ab", "cd"]
-    assert all(1 <= len(row["tokens"]) <= 3 for row in rows)
-    assert call("generate", "ab", "cd", "--model", "tiny", "--max-new-tokens", "3").startswith("> ab\n")
-
-
-@pytest.mark.parametrize("command", ["demo", "doctor", "plan", "run", "profile", "kernels", "solve", "generate"])
+@pytest.mark.parametrize(
+    "command",
+    ["demo", "doctor", "plan", "run", "profile", "kernels", "solve", "generate", "chat", "serve", "bench serve"],
+)
 def test_every_command_has_help_with_an_example(command: str) -> None:
-    assert f"nanort {command}" in call(command, "--help").split("Example:")[1]
+    assert f"nanort {command}" in call(*command.split(), "--help").split("Example:")[1]
 
 
 @pytest.mark.parametrize(
@@ -228,6 +224,9 @@ def test_every_command_has_help_with_an_example(command: str) -> None:
         (["run", "--backend", "tpu"], 1, "no backend 'tpu'"),
         (["generate", "x", "--model", "nowhere.gguf"], 1, "no checkpoint at nowhere.gguf"),
         (["generate", "", "--model", "tiny"], 1, "prompt 0 is empty"),
+        (["generate", "x", "--model", "tiny", "--memory", "2"], 1, "--memory '2' is no amount above zero"),
+        (["serve", "--model", "tiny", "--slo-tpot", "0ms"], 1, "such as 30ms or 0.03s"),
+        (["serve", "--model", "tiny", "--port", "65536"], 2, "--port"),
         (["plan", "--decode", "many"], 2, "--decode"),
         (["plam"], 2, "plam"),
         (["plan", "--profile", "nowhere.json"], 2, "nowhere.json"),
