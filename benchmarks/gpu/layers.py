@@ -117,10 +117,11 @@ def tensors(driver: Driver, graph: nr.Graph) -> dict[str, torch.Tensor]:
         values = torch.randn(root.shape, generator=noise, dtype=root.dtype, device=driver.device)
         if root.kind == "constant" and len(root.shape) > 1:
             values /= root.shape[-1] ** 0.5  # products keep the size of what they multiply
-        made[root.name] = _pinned(driver, values) if root.device == "host" else values
+        made[root.name] = pinned(driver, values) if root.device == "host" else values
     return made
 
 
-def _pinned(driver: Driver, values: torch.Tensor) -> torch.Tensor:
+def pinned(driver: Driver, values: torch.Tensor) -> torch.Tensor:
+    """A copy of ``values`` in host memory that the device copies from at full speed."""
     host = driver.allocate(values.nbytes, host=True).view(values.dtype).view(values.shape)
     return host.copy_(values)

@@ -1,0 +1,1 @@
+"""Workloads served, and what that came to."""
