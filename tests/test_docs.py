@@ -28,15 +28,21 @@ def test_the_house_has_a_sentence_for_every_module_and_for_no_other() -> None:
     assert sorted(named) == sorted(map(shown_as, MODULES.values()))
 
 
-@pytest.mark.parametrize(("code", "text"), PRINTED.findall(README))
-def test_readme_shows_what_its_code_prints(
-    code: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config
+SHOWN = [
+    pytest.param(path, code, text, id=f"{path.name}-{number}")
+    for path in DOCUMENTS
+    for number, (code, text) in enumerate(PRINTED.findall(path.read_text(encoding="utf-8")))
+]
+
+
+@pytest.mark.parametrize(("path", "code", "text"), SHOWN)
+def test_documents_show_what_their_code_prints(
+    path: Path, code: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        exec(compile(code, "README.md", "exec"), {"__name__": "__main__"})
+        exec(compile(code, path.name, "exec"), {"__name__": "__main__"})
     if pytestconfig.getoption("update_examples"):
-        path = ROOT / "README.md"
         path.write_text(path.read_text(encoding="utf-8").replace(text, printed.getvalue()), encoding="utf-8")
     else:
         assert text == printed.getvalue()

@@ -18,14 +18,17 @@ VOCABULARY = [
     "edges", "inference", "nodes", "eager", "graph", "batchflow", "nanobatch",
 ]  # fmt: skip
 STAGES = ["timeline", "costs", "simulation", "scheduling", "programs", "runtime"]
-ABOVE = ["kernels", "ops", "graphs", "serving", "compare", "doctor", "demo", "occupancy", "options", "cli", "__main__"]
+ABOVE = [
+    "kernels", "ops", "graphs", "checkpoints", "serving", "bench", "http", "compare", "doctor", "demo", "occupancy",
+    "options", "commands", "cli", "__main__",
+]  # fmt: skip
 FACADE = "nanort"
 ROOMS = [*(f"nanort.{name}" for name in VOCABULARY + STAGES), FACADE, *(f"nanort.{name}" for name in ABOVE)]
 """Every room of the house: a module imports from its own and from those before it."""
 
 LATE = {
-    "cuda", "dask", "gguf", "jinja2", "networkx", "numba", "ortools", "prometheus_client", "rich", "safetensors",
-    "starlette", "tokenizers", "transformers", "triton", "typer", "uvicorn",
+    "cuda", "dask", "gguf", "jinja2", "networkx", "numba", "openai", "ortools", "prometheus_client", "rich",
+    "safetensors", "starlette", "tokenizers", "transformers", "triton", "typer", "uvicorn",
 }  # fmt: skip
 """What ``import nanort`` leaves to the functions that need it."""
 
