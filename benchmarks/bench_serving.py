@@ -19,6 +19,7 @@ def measure(trace: str | None, quick: bool) -> list[Row]:
     """All rows."""
     return [
         *serving_here.rows(quick, torch.float32),
+        *serving_here.rows(quick, torch.bfloat16),
         *serving_simulated.ablation(quick),
         *serving_simulated.hour(quick, trace),
     ]

@@ -40,7 +40,7 @@ BASELINES: dict[str, tuple[str, tuple[str, float] | None]] = {
 """What each is held against, and what is aimed at."""
 
 POINTS = (64, 43, 85)
-"""SMs that may saturate the memory of an H200, the likeliest first."""
+"""SMs that may saturate the memory of an H200, the one for all ways first."""
 
 ARRIVALS = ("azure", 19_366, 5.53)
 """Lengths, requests, and requests a second of Azure's trace of an hour, where its file is not given."""
@@ -53,10 +53,10 @@ def ablation(quick: bool) -> Iterator[Row]:
     model, lengths, count = ("tiny", "const:64/16", 20) if quick else ("llama-3-8b", "const:1024/512", 3072)
     for point in POINTS[:1] if quick else POINTS:
         found: dict[str, Report] = {}
-        for way, options in WAYS.items():
+        for way in WAYS if point == POINTS[0] else (SERIAL, OVERLAPPED):
             device = nr.device("h200").with_(hbm_saturation_sms=(point, point))
             memory = 1 << 26 if quick else int(0.97 * device.memory_bytes)
-            with Simulation(CONFIGS[model], device, memory=memory, **options) as simulation:
+            with Simulation(CONFIGS[model], device, memory=memory, **WAYS[way]) as simulation:
                 found[way] = bench_serve(simulation, arrivals(lengths, count))
             what = f"{model}, {lengths}, {found[way].costs}, {point} SMs saturate memory: {way}"
             yield from _throughput(what, found[way], *BASELINES.get(way, ("", None)), found)

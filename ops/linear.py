@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 
 import nanort as nr
 from nanort.ops.examples import normal
+from nanort.ops.products import product
 from nanort.ops.shapes import require
 
 LARGE, SMALL = (128, 128), (64, 32)
@@ -69,5 +69,5 @@ def linear(
         bias=bias,
         residual=residual,
     )
-    product = F.linear(x, weight, bias)
-    return product if residual is None else product + residual
+    made = product(x, weight, bias)
+    return made if residual is None else made + residual

@@ -11,10 +11,10 @@ import math
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 
 import nanort as nr
 from nanort.ops.examples import normal, shuffled
+from nanort.ops.products import product
 from nanort.ops.shapes import require
 
 
@@ -88,7 +88,7 @@ def _grouped(x: torch.Tensor, experts: torch.Tensor, weight: torch.Tensor) -> to
     counts = torch.bincount(experts, minlength=len(weight)).tolist()
     parts = zip(x[order].split_with_sizes(counts), weight, strict=True)  # strict: no expert may be beyond the last
     out = x.new_empty(len(x), weight.shape[1])
-    out[order] = torch.cat([F.linear(part, matrix) for part, matrix in parts])
+    out[order] = torch.cat([product(part, matrix) for part, matrix in parts])
     return out
 
 
@@ -149,7 +149,7 @@ def route(
         x=x,
         weight=weight,
     )
-    logits = F.linear(x, weight)
+    logits = product(x, weight)
     best, experts = logits.topk(top_k)
     wide = torch.promote_types(x.dtype, torch.float32)
     if normalize:

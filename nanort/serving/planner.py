@@ -128,21 +128,29 @@ class Planner:
         if self._thread is None:
             return self._searched(shape, graph)
         self._searches[shape] = self._thread.submit(self._searched, shape, graph)
-        return Planned(shape, co_schedule(graph, self.device, policy="serial", nano_batches=1))
+        return Planned(shape, self._serial(graph))
 
     def _searched(self, shape: Shape, graph: Graph) -> Planned:
         return Planned(shape, self._search(shape, graph), searched=True)
 
     def _carried(self, shape: Shape, graph: Graph) -> Planned | None:
-        """The plan that was searched for the nearest shape carried over, where one is near and it still gains."""
+        """The plan that was searched for the nearest shape carried over, where one is near and it still gains.
+
+        Where a search found nothing better than the serial plan, near shapes take theirs without another search.
+        """
         if not self._carry or shape.beside is not None:  # for which there is a policy that takes no longer
             return None
         alike = [plan for plan in self._plans.values() if plan.searched and plan.shape.beside is None]
         near = min(alike, key=lambda plan: octaves(plan.shape.layout, shape.layout), default=None)
         if near is None or octaves(near.shape.layout, shape.layout) > NEAR:
             return None
+        if near.schedule.mechanism == SERIAL:
+            return Planned(shape, self._serial(graph))
         found = carried(near.schedule, graph, self._guard)
         return None if found is None else Planned(shape, found)
+
+    def _serial(self, graph: Graph) -> Schedule:
+        return co_schedule(graph, self.device, policy="serial", nano_batches=1)
 
     def _shrink(self) -> None:
         while len(self._plans) > self._capacity:
@@ -152,7 +160,7 @@ class Planner:
 
 
 def carried(near: Schedule, graph: Graph, guard: bool) -> Schedule | None:
-    """The plan of a near shape carried over; None where it is serial, does not fit, or does not gain as much."""
+    """The plan of a near shape carried over; None where it does not fit, or does not gain as much."""
     with suppress(ScheduleError, SplitError):
         found = replan(near, graph, guard=guard)
         if found.mechanism != SERIAL and found.outlooks[0].gain >= KEPT * near.outlooks[0].gain:
