@@ -20,6 +20,9 @@ help:  ## print this list
 demo: .venv/.demo  ## serve a few requests with a real model of 135 million parameters
 	$(BIN)/nanort demo
 
+# Workers share the cores: threads of one that wait by spinning would hold up the others.
+test verify soak: export OMP_WAIT_POLICY := passive
+
 test: .venv/.dev  ## run the test suite
 	$(BIN)/pytest $(WORKERS) --dist loadfile
 

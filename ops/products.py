@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch._C._has_mkldnn else None
 """oneDNN's product, where this build of PyTorch has it.
 
 PyTorch takes MKL for float32, which leaves the wide registers of other makers' processors unused: on an AMD EPYC oneDNN
