@@ -9,7 +9,7 @@ import torch
 
 from greedy import Reference, close_calls, reference, transformers_model
 from nanort.checkpoints.tokenizer import Tokenizer
-from nanort.checkpoints.weights import find_smollm2, load_weights, open_checkpoint
+from nanort.checkpoints.weights import find_smollm2
 from nanort.graphs import DecoderConfig
 from nanort.serving.generate import LLM
 from nanort.serving.sampling import SamplingParams
@@ -24,15 +24,6 @@ had served one mine began to serve a town. def mean(values): return sum(values) 
 kilometres with 600 passengers; by 1840 there were 2,400 kilometres of track. What changed most was not speed but
 certainty: a letter posted on Monday arrived on Tuesday, whatever the weather. Bread, milk and newspapers followed.
 Towns set their clocks by the station's. A child in the hills could see the sea and be home by night. """
-
-
-@pytest.fixture(scope="module")
-def smollm2() -> tuple[DecoderConfig, dict[str, torch.Tensor], Tokenizer]:
-    path = find_smollm2()
-    assert path is not None
-    with open_checkpoint(path) as checkpoint:
-        config = DecoderConfig.from_hf(checkpoint.config)
-        return config, load_weights(checkpoint, config, torch.float32), Tokenizer.of(path)
 
 
 @pytest.fixture(scope="module")

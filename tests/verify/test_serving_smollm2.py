@@ -11,7 +11,7 @@ import torch
 
 from greedy import transformers_model
 from nanort.checkpoints.tokenizer import Tokenizer
-from nanort.checkpoints.weights import find_smollm2, load_weights, open_checkpoint
+from nanort.checkpoints.weights import find_smollm2
 from nanort.graphs import DecoderConfig
 from nanort.serving.engine import StepRecord
 from nanort.serving.generate import LLM
@@ -25,15 +25,6 @@ TEXT = """Rain fell on the harbour all morning, and the boats stayed in. At the 
 two of them new. def area(r): return 3.14159 * r ** 2. The ferry was late, so the letters were late as well, and with
 them the newspaper of the day before. In 1911 the town had 4,302 inhabitants, three schools and one telephone. Its mayor
 wrote: we want for nothing but a road. {"road": null, "length_km": 17.5}. Twelve years later there was one. """
-
-
-@pytest.fixture(scope="module")
-def smollm2() -> tuple[DecoderConfig, dict[str, torch.Tensor], Tokenizer]:
-    path = find_smollm2()
-    assert path is not None
-    with open_checkpoint(path) as checkpoint:
-        config = DecoderConfig.from_hf(checkpoint.config)
-        return config, load_weights(checkpoint, config, torch.float32), Tokenizer.of(path)
 
 
 @pytest.fixture(scope="module")
