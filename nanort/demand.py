@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields, replace
 
+import torch
+
+from nanort.devices import Device
 from nanort.errors import DemandError
 
 WORK = ("flops", "hbm_bytes", "h2d_bytes", "d2h_bytes", "net_bytes")
@@ -95,6 +98,28 @@ class Demand:
         if self.sms != (0, 0):
             return ""
         return "d2h" if self.d2h_bytes > self.h2d_bytes or self.d2h > self.h2d else "h2d"
+
+    def link_seconds(self, device: Device) -> tuple[float, float, float]:
+        """Seconds to move its bytes down, up, and over the network at full bandwidth; infinite where there is none."""
+        network = self.net_bytes / device.net_bandwidth if device.net_bandwidth else math.inf
+        down, up = self.h2d_bytes / device.h2d_bandwidth, self.d2h_bytes / device.d2h_bandwidth
+        return down, up, network if self.net_bytes else 0.0
+
+    def bound_by(self, device: Device, dtype: torch.dtype | None) -> str:
+        """What limits it alone on the whole device: "compute", "memory", "pcie", "network" or "launch"."""
+        if self.is_rigid:
+            shares = {"memory": self.hbm, "pcie": max(self.h2d, self.d2h)}
+            name, share = max(shares.items(), key=lambda pair: pair[1])
+            return name if share > 0.5 else "compute"
+        h2d, d2h, net = self.link_seconds(device)
+        limits = {
+            "compute": self.flops / device.rate(dtype),
+            "memory": self.hbm_bytes / device.hbm_bandwidth,
+            "pcie": max(h2d, d2h),
+            "network": net,
+            "launch": device.launch_seconds,
+        }
+        return max(limits, key=lambda name: limits[name])
 
     def scaled(self, fraction: float) -> Demand:
         """The demand of ``fraction`` of the rows."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from nanort.demand import Demand
+from nanort.devices import Device
 from nanort.edges import Access
 from nanort.operators import Op
 from nanort.values import Value
@@ -63,6 +64,16 @@ class Node:
     def span(self) -> tuple[int, int | None]:
         """The fewest and most SMs it may run on, a pin of the user's counted in."""
         return self.sms or self.demand.span
+
+    @property
+    def shapes(self) -> str:
+        """The shapes of what goes in and comes out."""
+        taken, made = (", ".join(str(tuple(v.shape)) for v in some) for some in (self.inputs, self.outputs))
+        return f"{taken or 'nothing'} -> {made or 'nothing'}"
+
+    def bound_by(self, device: Device) -> str:
+        """What limits it alone on the whole device: "compute", "memory", "pcie", "network" or "launch"."""
+        return self.demand.bound_by(device, self.dtype)
 
     def span_on(self, kind: str) -> tuple[int, int | None]:
         """The same on a device of this kind: cores share any work out at will, whatever tiles kernels make of it."""

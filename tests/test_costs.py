@@ -156,13 +156,13 @@ def test_a_rigid_demand_is_taken_at_its_word() -> None:
     ],
 )
 def test_what_bounds_a_node(kind: str, bound: str) -> None:
-    assert Costs(H200).bound_by(node(dags.demand(kind, 1.0))) == bound
+    assert node(dags.demand(kind, 1.0)).bound_by(H200) == bound
 
 
 def test_what_bounds_a_rigid_node_is_its_largest_share_if_that_is_more_than_half() -> None:
     shares = ({"hbm": 0.9}, {"h2d": 0.8, "hbm": 0.6}, {"hbm": 0.4})
     rigid = [node(nr.Demand.rigid(seconds=1.0, sms=8, **share)) for share in shares]
-    assert [Costs(H200).bound_by(one) for one in rigid] == ["memory", "pcie", "compute"]
+    assert [one.bound_by(H200) for one in rigid] == ["memory", "pcie", "compute"]
 
 
 @pytest.mark.parametrize("saturation", [0, 133])

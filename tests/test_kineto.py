@@ -149,7 +149,7 @@ def test_head_says_what_it_is(tmp_path: Path) -> None:
     _, trace = saved(example(failed=True), tmp_path)
     assert trace["distributedInfo"] == {"rank": 0}
     about = trace["nanort"]
-    assert (about["schema"], about["version"], about["failure"]) == ("nanort.timeline", 1, "broke")
+    assert (about["schema"], about["version"], about["failure"]) == ("nanort.timeline", 2, "broke")
     assert (about["events_expected"], about["events_recorded"], len(about["never_ran"])) == (3, 2, 1)
 
 
@@ -222,12 +222,12 @@ def row(trace: Trace, index: int) -> Trace:
 @pytest.mark.parametrize(
     ("change", "error", "said"),
     [
-        (lambda t: t["nanort"].update(version=2), NewerVersionError, "version 2, this nanort reads up to 1: update"),
+        (lambda t: t["nanort"].update(version=3), NewerVersionError, "version 3, this nanort reads up to 2: update"),
         (lambda t: t["nanort"].update(version="1"), FileError, "version is '1', not a int"),
         (lambda t: t["nanort"].update(schema="other"), TruncatedFileError, "no timeline"),
         (lambda t: t.pop("nanort"), TruncatedFileError, "load what Timeline.save wrote"),
         (lambda t: t.pop("traceEvents"), FileError, "traceEvents is missing, not a list"),
-        (lambda t: t["traceEvents"].remove(row(t, 1)), TruncatedFileError, "holds 2 of 3 events"),
+        (lambda t: t["traceEvents"].remove(row(t, 1)), TruncatedFileError, "there are 2 of 3 events"),
         (lambda t: t["nanort"].update(events_expected=10**12), TruncatedFileError, "of 1000000000000"),
         (lambda t: t["nanort"].update(kind="guessed"), FileError, "not one of planned, simulated, measured"),
         (lambda t: t["nanort"].update(never_ran=[7], events_expected=4), FileError, "never_ran 0 is 7, not an object"),

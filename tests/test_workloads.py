@@ -19,13 +19,13 @@ def workloads(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def test_three_models_in_four_shapes(workloads: ModuleType) -> None:
     assert len(workloads.WORKLOADS) == 12
-    costs = Costs(workloads.device(64))
+    device = workloads.device(64)
     for name, build in workloads.WORKLOADS.items():
         graph = build(2)
         pieces = nr.nano_batch(graph, 2)
         assert len(pieces.nodes) > len(graph.nodes)
         assert any(node.op.name == "expert_linear" for node in graph.nodes) == ("mixtral" in name)
-        bound = Counter(costs.bound_by(node) for node in graph.nodes)
+        bound = Counter(node.bound_by(device) for node in graph.nodes)
         assert min(bound["compute"], bound["memory"]) > 0
         assert (bound["pcie"] > 0) == ("offload" in name)
 
@@ -62,6 +62,6 @@ def test_synthetic_graphs_are_seeded_and_mix_what_binds(workloads: ModuleType) -
     assert len({graph.fingerprint for graph in graphs}) == 40
     costs = Costs(workloads.device(64))
     nodes = [node for graph in graphs for node in graph.nodes]
-    bound = Counter(costs.bound_by(node) for node in nodes)
+    bound = Counter(node.bound_by(costs.device) for node in nodes)
     assert all(bound[kind] > len(nodes) / 20 for kind in ("compute", "memory", "pcie"))
     assert all(1e-5 < costs.solo(node, 132).seconds < 1e-3 for node in nodes)

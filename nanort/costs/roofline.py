@@ -7,7 +7,6 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 
 from nanort.costs.profile import Profile, call
-from nanort.demand import Demand
 from nanort.devices import Device
 from nanort.errors import CapacityError, CostError
 from nanort.nodes import Node
@@ -99,7 +98,7 @@ class Costs:
         if self.profile is not None:
             measured = self.profile.fastest(node, sms, lambda other: self._modelled(node, other))
             seconds, kernel = measured or (seconds, kernel)
-        needs = (demand.hbm_bytes / device.hbm_bandwidth, *_link_seconds(demand, device))
+        needs = (demand.hbm_bytes / device.hbm_bandwidth, *demand.link_seconds(device))
         hbm, h2d, d2h, net = (min(need / seconds, 1.0) for need in needs)
         return Cost(seconds, hbm, h2d, d2h, net, kernel)
 
@@ -109,7 +108,7 @@ class Costs:
         Arithmetic in tiles takes whole rounds of them: 133 tiles on 132 SMs take as long as 264.
         """
         demand, device = node.demand, self.device
-        links = max(_link_seconds(demand, device))
+        links = max(demand.link_seconds(device))
         if links == math.inf:
             raise CapacityError(f"{node.where}: {node.name} sends over a network, and {device.name} has none")
         memory = demand.hbm_bytes / device.hbm_bandwidth
@@ -121,23 +120,6 @@ class Costs:
         if device.kind == "cuda":
             compute *= unevenness(demand.tiles, sms)
         return device.launch_seconds + max(links, smooth_max(compute, memory / min(1.0, sms / self.saturation)))
-
-    def bound_by(self, node: Node) -> str:
-        """What limits ``node`` alone on the whole device: "compute", "memory", "pcie", "network" or "launch"."""
-        demand, device = node.demand, self.device
-        if demand.seconds is not None:
-            shares = {"memory": demand.hbm, "pcie": max(demand.h2d, demand.d2h)}
-            name, share = max(shares.items(), key=lambda pair: pair[1])
-            return name if share > 0.5 else "compute"
-        h2d, d2h, net = _link_seconds(demand, device)
-        limits = {
-            "compute": demand.flops / device.rate(node.dtype),
-            "memory": demand.hbm_bytes / device.hbm_bandwidth,
-            "pcie": max(h2d, d2h),
-            "network": net,
-            "launch": device.launch_seconds,
-        }
-        return max(limits, key=lambda name: limits[name])
 
 
 def rounds(tiles: int, sms: int) -> int:
@@ -166,13 +148,3 @@ def smooth_max(a: float, b: float) -> float:
     """
     large, small = (a, b) if a > b else (b, a)
     return large * (1.0 + (small / large) ** SHARPNESS) ** (1.0 / SHARPNESS) if small else large
-
-
-def _link_seconds(demand: Demand, device: Device) -> tuple[float, float, float]:
-    """Seconds to move a demand's bytes down, up, and over the network; infinite where there is none."""
-    network = demand.net_bytes / device.net_bandwidth if device.net_bandwidth else math.inf
-    return (
-        demand.h2d_bytes / device.h2d_bandwidth,
-        demand.d2h_bytes / device.d2h_bandwidth,
-        network if demand.net_bytes else 0.0,
-    )

@@ -51,5 +51,5 @@ def _bound(graph: Graph, costs: Costs) -> dict[str, str]:
     """What limits each operator for most of the time that its calls take alone."""
     seconds: dict[str, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
     for node in graph.seal().nodes:
-        seconds[node.op.name][costs.bound_by(node)] += costs.solo(node, costs.device.sms).seconds
+        seconds[node.op.name][node.bound_by(costs.device)] += costs.solo(node, costs.device.sms).seconds
     return {name: max(told, key=lambda bound: told[bound]) for name, told in seconds.items()}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from nanort.costs.roofline import Costs
 from nanort.devices import Device
 from nanort.graph import Graph
 from nanort.timeline.units import plain
@@ -32,14 +31,14 @@ class DemandTable:
 def demand_table(graph: Graph, device: Device) -> DemandTable:
     """What each operator of ``graph`` asks for; ``device`` says what binds it."""
     graph.seal()
-    costs, bounds = Costs(device), dict[str, Counter[str]]()
+    bounds = dict[str, Counter[str]]()
     sums: dict[str, list[float]] = {}
     for node in graph.nodes:
         demand = node.demand
         row = sums.setdefault(node.op.name, [0, 0.0, 0.0, 0.0])
         for k, amount in enumerate((1, demand.flops, demand.hbm_bytes, demand.h2d_bytes + demand.d2h_bytes)):
             row[k] += amount
-        bounds.setdefault(node.op.name, Counter())[costs.bound_by(node)] += 1
+        bounds.setdefault(node.op.name, Counter())[node.bound_by(device)] += 1
     ordered = sorted(sums.items(), key=lambda item: (-item[1][1], -item[1][2], item[0]))
     return DemandTable(
         tuple(

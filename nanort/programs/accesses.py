@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -14,6 +15,10 @@ from nanort.programs.memory import PLANNED, MemoryPlan
 from nanort.programs.program import Buffer, Copy, Launch, Program, View
 
 Ranges = tuple[tuple[int, int], ...]
+Row = tuple[int, int, int, int, int, int]
+"""Step, space, low, high, 1 if written, buffer."""
+Place = tuple[int, int]
+"""The space of a buffer, and where in it the buffer begins."""
 
 DEVICE, HOST, APART = 0, 1, 2
 """Spaces: the two arenas of a memory plan; from there on one for each buffer, and one for the cells of each."""
@@ -24,14 +29,16 @@ FIRST_CELL = -2
 
 @dataclass(frozen=True, slots=True)
 class Accesses:
-    """Ranges that steps touch, in the order of the instructions, reads of a step before its writes.
+    """Ranges that steps touch, in the order of the steps, reads of a step before its writes.
 
     Attributes:
-        step: by range, the index of the instruction.
+        step: by range, the index of the step.
         space: which memory it lies in; ranges of different spaces have nothing in common.
         low, high: its ends, in bytes, or cells.
         writes: 1 where it is written, 0 where it is read.
         buffer: whose contents are meant, by index in the program.
+        starts: by buffer, where in the space of its bytes it begins.
+        cells: the first space whose ranges are cells.
     """
 
     step: Ints
@@ -40,33 +47,64 @@ class Accesses:
     high: Ints
     writes: Ints
     buffer: Ints
+    starts: Sequence[int]
+    cells: int
+
+    @staticmethod
+    def of(rows: Sequence[Row], places: Sequence[Place]) -> Accesses:
+        """Those of ``rows``; ranges that are empty are left out."""
+        kept = [row for row in rows if row[2] < row[3]]
+        columns = np.array(kept, np.int64).reshape(len(kept), 6).T
+        step, space, low, high, writes, buffer = (np.ascontiguousarray(column) for column in columns)
+        return Accesses(step, space, low, high, writes, buffer, [start for _, start in places], APART + len(places))
 
 
 def accesses(program: Program, memory: MemoryPlan | None = None) -> Accesses:
     """What every launch and copy of ``program`` touches; ``memory`` says which buffers share bytes, none without it."""
     places = [_place(buffer, memory) for buffer in program.buffers]
-    indexed, boxes = _indexed(program), _boxes(program)
-    bytes_of: dict[View, Ranges] = {}  # most views are touched more than once
-    rows = list[tuple[int, int, int, int, int, int]]()
+    states, ranges = Indexed.of(program), cache(_ranges)  # most views are touched more than once
+    rows = list[Row]()
     for at, step in enumerate(program.instructions):
         if isinstance(step, (Launch, Copy)):
-            for view, cells, writes in _touched(step, program.buffers, indexed):
-                buffer = view.buffer
-                space, shift = places[buffer]
-                if (ranges := bytes_of.get(view)) is None:
-                    ranges = bytes_of[view] = _ranges(view, program.buffers[buffer].dtype.itemsize)
-                if buffer in indexed:
-                    boxed = cells is None and not view.is_whole(program.buffers[buffer])
-                    if buffer in boxes:  # a box meets all cells, and boxes only where they cross
-                        held = ranges if boxed else ((0, program.buffers[buffer].nbytes),)
-                        rows += [
-                            (at, space, low, high, writes * (cells is None), buffer) for low, high in held if low < high
-                        ]
-                    space, shift, writes = APART + len(places) + buffer, 0, writes * (not boxed)
-                    ranges = cells if cells is not None else ((FIRST_CELL, indexed[buffer]),)
-                rows += [(at, space, shift + low, shift + high, writes, buffer) for low, high in ranges if low < high]
-    columns = np.array(rows, np.int64).reshape(len(rows), 6).T
-    return Accesses(*(np.ascontiguousarray(column) for column in columns))
+            rows += _rows(at, step, program.buffers, places, states, ranges)
+    return Accesses.of(rows, places)
+
+
+@dataclass(frozen=True, slots=True)
+class Indexed:
+    """States that some step reaches through an index: a number above those of all their cells; those also cut in boxes."""
+
+    above: dict[int, int]
+    boxed: set[int]
+
+    @staticmethod
+    def of(program: Program) -> Indexed:
+        """Those of ``program``."""
+        return Indexed(_indexed(program), _boxes(program))
+
+
+def _rows(
+    at: int,
+    step: Launch | Copy,
+    buffers: Sequence[Buffer],
+    places: Sequence[Place],
+    states: Indexed,
+    ranges_of: Callable[[View, int], Ranges],
+) -> Iterator[Row]:
+    """What a step says that it touches."""
+    for view, cells, writes in _touched(step, buffers, states.above):
+        buffer, whole = view.buffer, buffers[view.buffer]
+        space, shift = places[buffer]
+        ranges = ranges_of(view, whole.dtype.itemsize)
+        if buffer in states.above:
+            boxed = cells is None and not view.is_whole(whole)
+            if buffer in states.boxed:  # a box meets all cells, and boxes only where they cross
+                for low, high in ranges if boxed else ((0, whole.nbytes),):
+                    yield at, space, low, high, writes * (cells is None), buffer
+            space, shift, writes = APART + len(places) + buffer, 0, writes * (not boxed)
+            ranges = cells if cells is not None else ((FIRST_CELL, states.above[buffer]),)
+        for low, high in ranges:
+            yield at, space, shift + low, shift + high, writes, buffer
 
 
 def shown(program: Program, memory: MemoryPlan | None = None) -> Iterator[tuple[str, int, int, int, int]]:
@@ -80,7 +118,7 @@ def shown(program: Program, memory: MemoryPlan | None = None) -> Iterator[tuple[
                 yield name, space, shift + low, shift + high, view.buffer
 
 
-def _place(buffer: Buffer, memory: MemoryPlan | None) -> tuple[int, int]:
+def _place(buffer: Buffer, memory: MemoryPlan | None) -> Place:
     """The space of a buffer, and where in it the buffer begins."""
     if memory is not None:
         for space, offset in ((DEVICE, memory.device[buffer.index]), (HOST, memory.host[buffer.index])):

@@ -45,7 +45,7 @@ def lower(schedule: Schedule) -> Program:
     outputs = {name: placed.view(value) for name, value in graph.outputs.items()}
     program = Program(
         graph.name, schedule.device, schedule.streams, tuple(placed.buffers), tuple(instructions), outputs,
-        schedule.timeline().activities, graph, schedule.costs,
+        schedule.timeline(), graph, schedule.costs,
     )  # fmt: skip  # the fields in their order
     refuse_hazards(program)
     return program

@@ -15,7 +15,7 @@ from nanort.edges import Access
 from nanort.graph import Graph
 from nanort.operators import Op
 from nanort.partition import Stream
-from nanort.timeline.events import Activity
+from nanort.timeline.events import Activity, Timeline
 from nanort.values import contiguous
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ class Program:
     buffers: tuple[Buffer, ...]
     instructions: tuple[Instruction, ...]
     outputs: Mapping[str, View]
-    activities: tuple[Activity, ...]  # one per launch or copy, in order
+    plan: Timeline = field(compare=False)  # one activity per launch or copy, in order
     graph: Graph = field(compare=False)  # what its node numbers mean
     costs: Costs = field(compare=False)  # what its plan rests on
 
@@ -145,6 +145,11 @@ class Program:
         from nanort.programs.hazards import hazards
 
         return hazards(self, memory)
+
+    @property
+    def activities(self) -> tuple[Activity, ...]:
+        """What is known of each launch and copy, in their order."""
+        return self.plan.activities
 
     @property
     def events(self) -> int:

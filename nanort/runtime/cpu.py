@@ -95,18 +95,13 @@ class CpuBackend:
         began = run.began if run else 0
         start = np.array(run.start if run else [-1] * len(self.program.activities), dtype=np.int64)
         end = np.array(run.end if run else start, dtype=np.int64)
-        return Timeline(
-            self.program.activities,
+        return self.program.plan.with_times(
             np.where(start < 0, np.nan, (start - began) * 1e-9),
             np.where(end < 0, np.nan, (end - began) * 1e-9),
             kind="measured",
             device="cpu",
             foreign=device.kind != "cpu",
             failure=_told(run.failure) if run and run.failure else "",
-            sm_capacity=device.sms,
-            hbm_bandwidth=device.hbm_bandwidth,
-            h2d_bandwidth=device.h2d_bandwidth,
-            d2h_bandwidth=device.d2h_bandwidth,
         )
 
     def close(self) -> None:
@@ -128,6 +123,9 @@ class CpuBackend:
             torch.set_num_threads(self._threads(stream))
             with torch.no_grad():
                 self._walk(items, run)
+        except BaseException as error:  # an interrupt between two nodes
+            run.failure = run.failure or (None, error)
+            raise
         finally:
             torch.set_num_threads(before)
 
@@ -217,7 +215,7 @@ class CpuBackend:
 
 def _told(failure: tuple[Step | None, BaseException]) -> str:
     step, error = failure
-    return f"{step.name}: {error}" if step else repr(error)
+    return f"{step.name}: {error if isinstance(error, Exception) else repr(error)}" if step else repr(error)
 
 
 def _queues(program: Program, compiler: Compiler) -> dict[str, list[Item]]:

@@ -299,7 +299,7 @@ class CudaBackend:
 
     def _read(self) -> Timeline:
         """The timeline of the last run: once it has ended, or what is known of one that has not."""
-        run, device = self._last, self.program.device
+        run = self._last
         begun: Sequence[int] = ()
         ended: Sequence[int] = ()
         if run is not None and not self.driver.poisoned:
@@ -309,14 +309,6 @@ class CudaBackend:
                 self._wait(run.slot)
                 self._flying = 0
                 begun, ended = range(run.begun), range(run.queued)
-        return Timeline(
-            self.program.activities,
-            *self._marks.times(begun, ended),
-            kind="measured",
-            device=device.name,
-            failure=run.failure if run else "",
-            sm_capacity=device.sms,
-            hbm_bandwidth=device.hbm_bandwidth,
-            h2d_bandwidth=device.h2d_bandwidth,
-            d2h_bandwidth=device.d2h_bandwidth,
+        return self.program.plan.with_times(
+            *self._marks.times(begun, ended), kind="measured", failure=run.failure if run else ""
         )

@@ -56,14 +56,4 @@ def simulate_program(program: Program) -> Timeline:
     waits = [[on for on, _ in activity.waits] for activity in program.activities]
     pairs = costs.profile.slowdowns if costs.profile else None
     start, end = replay(jobs, program.streams, waits, pairs, device.event_seconds)
-    return Timeline(
-        program.activities,
-        start,
-        end,
-        kind="simulated",
-        device=device.name,
-        sm_capacity=device.sms,
-        hbm_bandwidth=device.hbm_bandwidth,
-        h2d_bandwidth=device.h2d_bandwidth,
-        d2h_bandwidth=device.d2h_bandwidth,
-    )
+    return program.plan.with_times(start, end, kind="simulated")

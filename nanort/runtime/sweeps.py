@@ -101,7 +101,7 @@ def _side_by_side(longest: Sequence[Part], meter: Meter, costs: Costs) -> list[P
     """Pairs of an operator bound by arithmetic and one bound by memory; ``longest`` come first."""
     chosen: dict[tuple[str, str], Part] = {}
     for part in longest:
-        chosen.setdefault((costs.bound_by(part.node), part.node.op.name), part)
+        chosen.setdefault((part.node.bound_by(costs.device), part.node.op.name), part)
     busy = [part for (bound, _), part in chosen.items() if bound == "compute"]
     idle = [part for (bound, _), part in chosen.items() if bound == "memory"]
     device, grain = meter.device, meter.device.sm_granularity

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+
+import torch
 
 from nanort.costs.profile import Profile
 from nanort.costs.roofline import Cost, Costs
@@ -13,7 +16,7 @@ from nanort.devices import Device
 from nanort.graph import Graph
 from nanort.nanobatch import nano_batch
 from nanort.partition import Group, Stream
-from nanort.scheduling.bounds import Bounds, bounds
+from nanort.scheduling.bounds import NAMES, PHYSICAL, Bounds, bounds
 from nanort.scheduling.check import check
 from nanort.scheduling.explain import Difference, Explanation, diff, explain
 from nanort.scheduling.waits import Wait
@@ -170,9 +173,11 @@ class Schedule:
             awaited.setdefault(wait.node, []).append((place[wait.on], wait.reason))
         groups = {stream.name: stream.group.name if stream.group else "" for stream in self.streams}
         activities = []
-        for assignment in self.assignments:
+        flops: Counter[torch.dtype | None] = Counter({None: 0})
+        for assignment, cost in zip(self.assignments, self.alone, strict=True):
             node = self.graph.nodes[assignment.node]
             work = {name: getattr(node.demand, name) for name in ("flops", "hbm_bytes", "h2d_bytes", "d2h_bytes")}
+            flops[node.dtype] += node.demand.flops
             activities.append(
                 Activity(
                     name=node.name,
@@ -180,8 +185,13 @@ class Schedule:
                     stream=assignment.stream,
                     group=groups[assignment.stream],
                     sms=assignment.sms,
+                    bound=node.bound_by(self.device),
+                    alone=cost.seconds,
+                    shapes=node.shapes,
+                    kernel=assignment.kernel,
                     piece=node.piece,
                     scope=node.scope,
+                    needs=tuple(place[pred] for pred, _ in node.preds),
                     waits=tuple(awaited.get(assignment.node, ())),
                     where=node.where,
                     **work,
@@ -194,10 +204,18 @@ class Schedule:
             kind="planned",
             device=self.device.name,
             sm_capacity=self.device.sms,
+            flops=self.device.rate(flops.most_common(1)[0][0]),
             hbm_bandwidth=self.device.hbm_bandwidth,
             h2d_bandwidth=self.device.h2d_bandwidth,
             d2h_bandwidth=self.device.d2h_bandwidth,
+            limits=self._limits,
         )
+
+    def _limits(self) -> dict[str, float]:
+        """The serial makespan, and the lower bounds that hold for this schedule, by what a person calls them."""
+        held = (*PHYSICAL, self.bounds.own) if self.bounds.own else PHYSICAL
+        found = {NAMES[name]: self.bounds.seconds[name] for name in held}
+        return {"serial": self.serial_makespan} | {name: seconds for name, seconds in found.items() if seconds}
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes readable, versioned JSON; the graph itself is not in it, its fingerprint is."""

@@ -44,7 +44,7 @@ class Workload:
         self.preds, self.succs, self.operators = flat.preds, flat.succs, flat.operators
         used = {node.demand.engine for node in flat.examples}
         self.engines = tuple(engine for engine in ENGINES if engine in used)
-        costs, sms = flat.costs(saturation), flat.device.sms
+        sms = flat.device.sms
         seconds, alone = flat.modes(saturation, sms).seconds, flat.kind_costs(saturation, sms)
         self.counts = Counter(flat.kinds)
         kernels = [
@@ -54,9 +54,9 @@ class Workload:
         for each, count in kernels:  # sum() rounds otherwise from Python 3.12 on
             total += each * count
         mean = total / max(1, sum(count for _, count in kernels))
+        heavy = [COMPUTE if node.bound_by(flat.device) == "compute" else MEMORY for node in flat.examples]
         self.roles = [
-            LIGHT if cost.seconds < mean * (1 - EVEN) else COMPUTE if costs.bound_by(node) == "compute" else MEMORY
-            for node, cost in zip(flat.examples, alone, strict=True)
+            LIGHT if cost.seconds < mean * (1 - EVEN) else role for cost, role in zip(alone, heavy, strict=True)
         ]
         self.path = [0.0] * len(flat)
         for node in range(len(flat) - 1, -1, -1):
@@ -90,7 +90,7 @@ class Workload:
 
     def bound_by(self, node: int) -> str:
         """What limits ``node`` alone on the whole device: "compute", "memory", "pcie", "network" or "launch"."""
-        return self.flat.costs(self.saturation).bound_by(self.graph.nodes[node])
+        return self.graph.nodes[node].bound_by(self.device)
 
     def feed(self, sms: int) -> Floats:
         """Seconds from the start of each node to the next long memory-bound one, on ``sms`` SMs; inf without one."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import html
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from nanort.partition import ENGINES
 from nanort.timeline import analysis, text, units
 
 KINDS = ("planned", "simulated", "measured")
+CAPACITY = ("sm_capacity", "flops", "hbm_bandwidth", "h2d_bandwidth", "d2h_bandwidth")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +33,15 @@ class Activity:
         group: the SM group of that stream; empty for copy engines.
         sms: SMs it may hold; lanes of one group share theirs.
         flops, hbm_bytes, h2d_bytes, d2h_bytes: its work.
+        bound: what limits it alone: ``"compute"``, ``"memory"``, ``"pcie"``, ``"network"``, ``"launch"``; empty where
+            nobody knows.
+        alone: the seconds that it is predicted to take by itself on its SMs; 0 where nobody knows.
+        shapes: what goes in and comes out, ``"(2048, 4096), (4096, 4096) -> (2048, 4096)"``.
+        kernel: the implementation, ``"triton"``.
         piece: its nano-batch.
         scope: the user's labels, ``(("layer", 0),)``.
+        needs: the activities, on any stream, that must have ended for it to start, whatever the schedule: the graph's
+            edges. None where nobody knows, as in a trace of a program without a graph.
         waits: ``(index of the activity waited for on another stream, "data" | "state" | "resource" | "after")``.
         where: the line of the user's source, ``"model.py:12"``.
     """
@@ -46,8 +55,13 @@ class Activity:
     hbm_bytes: float = 0.0
     h2d_bytes: float = 0.0
     d2h_bytes: float = 0.0
+    bound: str = ""
+    alone: float = 0.0
+    shapes: str = ""
+    kernel: str = ""
     piece: int = 0
     scope: tuple[tuple[str, Any], ...] = ()
+    needs: tuple[int, ...] | None = None
     waits: tuple[tuple[int, str], ...] = ()
     where: str = ""
 
@@ -77,7 +91,12 @@ class Timeline:
         device: the name of the device.
         foreign: whether the plan was made for another device than it ran on, so that its times cannot be compared.
         failure: why the run ended early, if it did.
-        sm_capacity, hbm_bandwidth, h2d_bandwidth, d2h_bandwidth: what the device gives (bytes/s); 0 where not known.
+        sm_capacity, flops, hbm_bandwidth, h2d_bandwidth, d2h_bandwidth: what the device gives (FLOP/s at the dtype of
+            most of the work, bytes/s); 0 where not known.
+        lost: events that were expected and not recorded, beside those that are here.
+        limits: seconds to hold the makespan against, the ``"serial"`` schedule's and lower bounds, by name; or what
+            finds them when they are asked for.
+        plan: what was planned.
 
     Raises:
         TimelineError: an unknown kind, arrays that do not fit the activities, or times that run backwards.
@@ -94,9 +113,13 @@ class Timeline:
         foreign: bool = False,
         failure: str = "",
         sm_capacity: int = 0,
+        flops: float = 0.0,
         hbm_bandwidth: float = 0.0,
         h2d_bandwidth: float = 0.0,
         d2h_bandwidth: float = 0.0,
+        lost: int = 0,
+        limits: Mapping[str, float] | Callable[[], Mapping[str, float]] = MappingProxyType({}),
+        plan: Timeline | None = None,
     ) -> None:
         self.activities = tuple(activities)
         self.start = np.array(start, dtype=np.float64)  # copies: the runtime may fill its own arrays again
@@ -110,6 +133,10 @@ class Timeline:
         self.hbm_bandwidth = hbm_bandwidth
         self.h2d_bandwidth = h2d_bandwidth
         self.d2h_bandwidth = d2h_bandwidth
+        self.flops = flops
+        self.lost = lost
+        self.plan = plan
+        self._limits = limits
         if kind not in KINDS:
             raise TimelineError(f"a timeline cannot be {kind!r}: give one of {', '.join(KINDS)}")
         if not self.start.shape == self.end.shape == (len(self.activities),):
@@ -149,6 +176,30 @@ class Timeline:
         return f'<pre style="line-height: 1.2">{html.escape(self.text())}</pre>'
 
     @cached_property
+    def limits(self) -> Mapping[str, float]:
+        """Seconds by name: the ``"serial"`` schedule's, and lower bounds that no schedule can beat."""
+        return self._limits() if callable(self._limits) else self._limits
+
+    def with_times(
+        self,
+        start: Sequence[float] | npt.NDArray[np.float64],
+        end: Sequence[float] | npt.NDArray[np.float64],
+        *,
+        kind: str,
+        device: str = "",
+        foreign: bool = False,
+        failure: str = "",
+    ) -> Timeline:
+        """What became of this plan: the same activities at other times, on ``device``, or on that of the plan."""
+        about = {name: getattr(self, name) for name in CAPACITY}
+        limits = {} if foreign else self._limits
+        device = device or self.device
+        return Timeline(
+            self.activities, start, end, kind=kind, device=device, foreign=foreign, failure=failure, limits=limits,
+            plan=self, **about,
+        )  # fmt: skip  # as many arguments as there are
+
+    @cached_property
     def events(self) -> tuple[Event, ...]:
         """One event per activity, in the order of the activities."""
         return tuple(map(Event, self.activities, self.start.tolist(), self.end.tolist()))
@@ -176,23 +227,33 @@ class Timeline:
         """Seconds in which each stream ran nothing."""
         return analysis.idle(self)
 
-    def compare(self, plan: Timeline) -> analysis.Comparison:
-        """This timeline beside ``plan``, activity by activity; prints as a table."""
-        return analysis.compare(self, plan)
+    def compare(self, plan: Timeline | None = None) -> analysis.Comparison:
+        """This timeline beside ``plan``, by default its own, activity by activity; prints as a table."""
+        return analysis.compare(self, self.planned(plan))
+
+    def planned(self, plan: Timeline | None = None) -> Timeline:
+        """``plan``, or else its own.
+
+        Raises:
+            TimelineError: there is neither.
+        """
+        if (found := self.plan if plan is None else plan) is None:
+            raise TimelineError("this timeline came without a plan: give one, such as schedule.timeline()")
+        return found
 
     def text(self, width: int = 100) -> str:
         """One row per stream drawn to scale in ``width`` columns, a legend, and the numbers."""
         return text.render(self, width)
 
     def save(self, path: str | os.PathLike[str], plan: Timeline | None = None) -> None:
-        """Write Kineto JSON, which ui.perfetto.dev opens; ``plan`` is drawn beside it as a second process."""
+        """Write Kineto JSON, which ui.perfetto.dev opens; the plan, or ``plan``, is beside it as a second process."""
         from nanort.timeline import files
 
-        files.save(self, path, plan)
+        files.save(self, path, self.plan if plan is None else plan)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Timeline:
-        """The timeline that :meth:`save` wrote, to the nanosecond, without its plan.
+        """The timeline that :meth:`save` wrote, to the nanosecond, with its plan.
 
         Raises:
             TruncatedFileError: the file is cut short, or is no timeline.

@@ -1,4 +1,4 @@
-"""Saving a timeline as a Kineto trace, and reading back what was saved."""
+"""Saving a timeline and its plan as a Kineto trace, and reading back what was saved."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from nanort.errors import FileError, NewerVersionError, TruncatedFileError
 from nanort.timeline import kineto, units
 from nanort.timeline.events import KINDS, Activity, Timeline
 
-SCHEMA, VERSION = "nanort.timeline", 1
+SCHEMA, VERSION = "nanort.timeline", 2
 CHUNK = 4096  # rows encoded at once: the encoder is fastest on lists, and the file need not be in memory
 ABOUT = {
     "kind": str,
@@ -27,10 +27,13 @@ ABOUT = {
     "foreign": bool,
     "failure": str,
     "sm_capacity": int,
+    "flops": float,
     "hbm_bandwidth": float,
     "h2d_bandwidth": float,
     "d2h_bandwidth": float,
+    "lost": int,
 }
+SINCE = {"flops": 0.0, "lost": 0}  # what version 1 did not have
 LONGEST_NANOSECONDS = 2**51  # 26 days: further on, a float of microseconds no longer tells nanoseconds apart
 
 
@@ -55,13 +58,9 @@ def _encoded(timeline: Timeline, plan: Timeline | None) -> Iterator[str]:
     longest = max(timeline.makespan, plan.makespan if plan else 0.0)
     if longest * 1e9 > LONGEST_NANOSECONDS:
         raise FileError(f"a run of {units.duration(longest)} cannot be saved to the nanosecond: 26 days are the most")
-    never = np.flatnonzero(np.isnan(timeline.start)).tolist()
-    about = {"schema": SCHEMA, "version": VERSION} | {name: getattr(timeline, name) for name in ABOUT}
-    about |= {"events_expected": len(timeline), "events_recorded": len(timeline) - len(never)}
-    about["never_ran"] = [
-        {"name": timeline.activities[index].name, "args": kineto.describe(timeline.activities[index], index)}
-        for index in never
-    ]
+    about = {"schema": SCHEMA, "version": VERSION, **_about(timeline)}
+    if plan is not None:
+        about["plan"] = _about(plan)
     head = {"schemaVersion": 1, "distributedInfo": {"rank": 0}, "displayTimeUnit": "ns", "nanort": about}
     yield f'{_encode(head)[:-1]}, "traceEvents": ['
     rows, separator = kineto.rows(timeline, plan), "\n"
@@ -69,6 +68,18 @@ def _encoded(timeline: Timeline, plan: Timeline | None) -> Iterator[str]:
         yield separator + _encode(chunk)[1:-1]
         separator = ",\n"
     yield "\n]}\n"
+
+
+def _about(timeline: Timeline) -> dict[str, Any]:
+    """What the rows of a timeline do not tell."""
+    never = np.flatnonzero(np.isnan(timeline.start)).tolist()
+    about = {name: getattr(timeline, name) for name in ABOUT} | {"limits": dict(timeline.limits)}
+    about |= {"events_expected": len(timeline), "events_recorded": len(timeline) - len(never)}
+    about["never_ran"] = [
+        {"name": timeline.activities[index].name, "args": kineto.describe(timeline.activities[index], index)}
+        for index in never
+    ]
+    return about
 
 
 def _encode(value: object) -> str:
@@ -81,7 +92,7 @@ def _encode(value: object) -> str:
 
 
 def load(path: str | os.PathLike[str]) -> Timeline:
-    """The timeline, without its plan, that :func:`save` wrote to ``path``.
+    """The timeline, with its plan, that :func:`save` wrote to ``path``.
 
     Raises:
         TruncatedFileError: the file is cut short, or is no timeline.
@@ -89,21 +100,36 @@ def load(path: str | os.PathLike[str]) -> Timeline:
         FileError: it says something that cannot be.
     """
     trace = _parsed(Path(path))
+    rows = trace.take("traceEvents", list)
     about = _Fields(trace.take("nanort", dict), f"{path}: nanort")
+    plan = None
+    if "plan" in about.data:
+        planned = _Fields(about.take("plan", dict), f"{path}: nanort: plan")
+        plan = _timeline(planned, _slices(rows, kineto.PLAN, path), None)
+    return _timeline(about, _slices(rows, kineto.ACTUAL, path), plan)
+
+
+def _slices(rows: list[Any], pid: int, path: str | os.PathLike[str]) -> list[_Fields]:
+    """The rows that say when an activity of this process ran."""
+    return [
+        _Fields(row, f"{path}: row {number}")
+        for number, row in enumerate(rows)
+        if isinstance(row, dict) and row.get("pid") == pid and row.get("ph") in ("X", "B")
+    ]
+
+
+def _timeline(about: _Fields, rows: list[_Fields], plan: Timeline | None) -> Timeline:
     kind = about.take("kind", str)
     if kind not in KINDS:
         about.refuse("kind", f"one of {', '.join(KINDS)}")
-    rows = [
-        _Fields(row, f"{path}: row {number}")
-        for number, row in enumerate(trace.take("traceEvents", list))
-        if isinstance(row, dict) and row.get("pid") == kineto.ACTUAL and row.get("ph") in ("X", "B")
+    never = [
+        _Fields(row, f"{about.where}: never_ran {number}") for number, row in enumerate(about.take("never_ran", list))
     ]
-    never = [_Fields(row, f"{path}: never_ran {number}") for number, row in enumerate(about.take("never_ran", list))]
     expected, recorded = about.take("events_expected", int), about.take("events_recorded", int)
     if len(rows) != recorded or recorded + len(never) != expected:
         raise TruncatedFileError(
-            f"{path} holds {len(rows)} of {recorded} events that ran, and {len(never)} that did not, of {expected}: "
-            "it was cut short, save it again"
+            f"{about.where}: there are {len(rows)} of {recorded} events that ran, and {len(never)} that did not, of "
+            f"{expected}: the file was cut short, save it again"
         )
     start, end = np.full(expected, np.nan), np.full(expected, np.nan)
     activities: dict[int, Activity] = {}
@@ -117,11 +143,14 @@ def load(path: str | os.PathLike[str]) -> Timeline:
             start[index] = begin / 1e9
             if row.data["ph"] == "X":
                 end[index] = (begin + row.nanoseconds("dur")) / 1e9
+    limits = _Fields(about.take("limits", dict, {}), f"{about.where}: limits")
     return Timeline(
         [activities[index] for index in range(expected)],
         start,
         end,
-        **{name: about.take(name, kind_of) for name, kind_of in ABOUT.items()},
+        limits={name: limits.take(name, float) for name in limits.data},
+        plan=plan,
+        **{name: about.take(name, kind_of, SINCE.get(name)) for name, kind_of in ABOUT.items()},
     )
 
 
@@ -154,6 +183,11 @@ def _activity(row: _Fields, expected: int) -> tuple[int, Activity]:
     index = args.take("index", int)
     if index >= expected:
         args.refuse("index", f"less than the {expected} events")
+    needs = args.data.get("needs")
+    if needs is not None and not (
+        isinstance(needs, list) and all(type(need) is int and 0 <= need < expected for need in needs)
+    ):
+        args.refuse("needs", f"a list of indices below {expected}")
     waits = []
     for wait in args.take("waits", list, []):
         match wait:
@@ -166,6 +200,7 @@ def _activity(row: _Fields, expected: int) -> tuple[int, Activity]:
         operator=args.take("operator", str),
         stream=args.take("lane", str),
         scope=tuple(args.take("scope", dict, {}).items()),
+        needs=None if needs is None else tuple(needs),
         waits=tuple(waits),
         **{name: args.take(name, type(usual), usual) for name, usual in kineto.USUAL.items()},
     )

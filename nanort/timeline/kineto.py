@@ -42,6 +42,8 @@ def describe(activity: Activity, index: int) -> Row:
     args.update((name, value) for name, usual in USUAL.items() if (value := getattr(activity, name)) != usual)
     if activity.scope:
         args["scope"] = {label: _json(value) for label, value in activity.scope}
+    if activity.needs is not None:
+        args["needs"] = activity.needs
     if activity.waits:
         args["waits"] = activity.waits
     return args
