@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import json
 import math
+import re
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +15,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hostile import HOSTILE, LONG
 from nanort.errors import FileError, NewerVersionError, TruncatedFileError
 from nanort.timeline import files, kineto
 from nanort.timeline.events import Activity, Timeline
-from timelines import CAPACITY, HOSTILE, nanoseconds, timelines
+from nanort.timeline.tracks import COUNTERS
+from timelines import CAPACITY, nanoseconds, timelines
 
 NAN = math.nan
 Trace = dict[str, Any]
@@ -33,6 +36,11 @@ def saved(t: Timeline, folder: Path, plan: Timeline | None = None) -> tuple[Path
     path = folder / "trace.json"
     t.save(path, plan)
     return path, json.loads(path.read_text(), parse_constant=pytest.fail)
+
+
+def slices(trace: Trace) -> list[Trace]:
+    """The rows that are activities."""
+    return [row for row in trace["traceEvents"] if row.get("cat") in kineto.SLICES]
 
 
 def whole(microseconds: float) -> int:
@@ -76,9 +84,8 @@ def test_plan_stands_beside_as_a_process_of_its_own(folder: Path, t: Timeline, p
     rows = by(trace["traceEvents"], "ph", "name", "pid")
     assert rows["M", "process_name", kineto.ACTUAL][0]["args"]["name"] == f"{t.kind} on h200"
     assert rows["M", "process_name", kineto.PLAN][0]["args"]["name"] == f"{plan.kind} on h200"
-    slices = [row for row in trace["traceEvents"] if row["ph"] in "XB"]
-    assert sum(row["pid"] == kineto.PLAN for row in slices) == int((~np.isnan(plan.start)).sum())
-    assert all(("stream" in row["args"]) == (row["pid"] == kineto.ACTUAL) for row in slices)
+    assert sum(row["pid"] == kineto.PLAN for row in slices(trace)) == int((~np.isnan(plan.start)).sum())
+    assert all(("stream" in row["args"]) == (row["pid"] == kineto.ACTUAL) for row in slices(trace))
     lanes = by([row for row in trace["traceEvents"] if row.get("name") == "thread_name"], "tid")
     assert all(len(names) == 1 for names in lanes.values())
 
@@ -86,9 +93,9 @@ def test_plan_stands_beside_as_a_process_of_its_own(folder: Path, t: Timeline, p
 @given(timelines())
 def test_slices_of_one_lane_never_overlap(folder: Path, t: Timeline) -> None:
     _, trace = saved(t, folder)
-    slices = by([row for row in trace["traceEvents"] if row["ph"] in "XB"], "tid")
-    assert sum(map(len, slices.values())) == int((~np.isnan(t.start)).sum())
-    for lane in slices.values():
+    lanes = by(slices(trace), "tid")
+    assert sum(map(len, lanes.values())) == int((~np.isnan(t.start)).sum())
+    for lane in lanes.values():
         assert len({row["args"]["lane"] for row in lane}) == 1
         lane.sort(key=lambda row: row["ts"])
         for earlier, later in itertools.pairwise(lane):
@@ -99,7 +106,7 @@ def test_slices_of_one_lane_never_overlap(folder: Path, t: Timeline) -> None:
 @given(timelines())
 def test_every_wait_is_an_arrow_from_slice_to_slice(folder: Path, t: Timeline) -> None:
     _, trace = saved(t, folder)
-    slices = {row["args"]["index"]: row for row in trace["traceEvents"] if row["ph"] in "XB"}
+    found_slices = {row["args"]["index"]: row for row in slices(trace)}
     leaving, arriving = (by([r for r in trace["traceEvents"] if r["ph"] == ph], "id") for ph in "sf")
     wanted = [
         (waited, index, reason)
@@ -112,8 +119,8 @@ def test_every_wait_is_an_arrow_from_slice_to_slice(folder: Path, t: Timeline) -
     for number, (tail,) in leaving.items():
         (head,) = arriving[number]
         assert head["bp"] == "e"
-        (waited,) = (k for k, s in slices.items() if s["tid"] == tail["tid"] and encloses(s, tail["ts"]))
-        (index,) = (k for k, s in slices.items() if s["tid"] == head["tid"] and s["ts"] == head["ts"])
+        (waited,) = (k for k, s in found_slices.items() if s["tid"] == tail["tid"] and encloses(s, tail["ts"]))
+        (index,) = (k for k, s in found_slices.items() if s["tid"] == head["tid"] and s["ts"] == head["ts"])
         found.append((waited, index, tail["name"]))
     assert sorted(found) == sorted(wanted)
 
@@ -139,9 +146,10 @@ def test_counters_move_all_bytes_and_return_to_zero(folder: Path, t: Timeline) -
     spans = zip(t.activities, nanoseconds(t), strict=True)
     ran = [activity for activity, span in spans if span is not None and span[0] < span[1]]
     length = round(t.makespan * 1e9)
-    for field, name in kineto.RATES.items():
-        moved = sum(getattr(activity, field) for activity in ran)
-        assert area.get(name, 0) == pytest.approx(moved, abs=1e-3 * (length + 1))
+    for key, (name, _, size) in COUNTERS.items():
+        if key != "sms":
+            moved = sum(getattr(activity, "flops" if key == "flops" else f"{key}_bytes") for activity in ran)
+            assert area.get(name, 0) * size / 1e9 == pytest.approx(moved, abs=1e-3 * size / 1e9 * (length + 1))
     assert area.get("SMs", 0) == pytest.approx(t.utilization()["sms"] * 16 * length)
 
 
@@ -149,20 +157,83 @@ def test_head_says_what_it_is(tmp_path: Path) -> None:
     _, trace = saved(example(failed=True), tmp_path)
     assert trace["distributedInfo"] == {"rank": 0}
     about = trace["nanort"]
-    assert (about["schema"], about["version"], about["failure"]) == ("nanort.timeline", 2, "broke")
+    assert (about["schema"], about["version"], about["failure"]) == ("nanort.timeline", 3, "broke")
     assert (about["events_expected"], about["events_recorded"], len(about["never_ran"])) == (3, 2, 1)
 
 
 def test_device_rows_are_what_kineto_writes(tmp_path: Path) -> None:
     _, trace = saved(example(), tmp_path)
-    slices = [row for row in trace["traceEvents"] if row["ph"] == "X"]
-    assert [row["cat"] for row in slices] == ["kernel", "kernel", "gpu_memcpy"]
-    assert [(row["ts"], row["dur"]) for row in slices] == [(0.0, 1000.0), (1000.0, 2000.0), (3000.0, 1000.0)]
-    assert [row["args"]["stream"] for row in slices] == [0, 1, 2]
-    assert [row["args"]["correlation"] for row in slices] == [1, 2, 3]
-    assert {(row["args"]["device"], row["args"]["context"]) for row in slices} == {(0, 1)}
+    rows = slices(trace)
+    lead = trace["nanort"]["lead_ns"] / 1e3
+    assert [row["cat"] for row in rows] == ["kernel", "kernel", "gpu_memcpy"]
+    assert [row["name"] for row in rows] == ["layer0.q", "layer0.a", "Memcpy HtoD (prefetch)"]
+    assert [(row["ts"] - lead, row["dur"]) for row in rows] == [(0.0, 1000.0), (1000.0, 2000.0), (3000.0, 1000.0)]
+    assert [row["args"]["stream"] for row in rows] == [1, 2, 3]
+    assert [row["args"]["correlation"] for row in rows] == [1, 2, 3]
+    assert {(row["args"]["device"], row["args"]["context"]) for row in rows} == {(0, 1)}
+    assert (rows[2]["args"]["bytes"], rows[2]["args"]["memory bandwidth (GB/s)"]) == (500_000, 0.5)
     lanes = [row["args"]["name"] for row in trace["traceEvents"] if row["name"] == "thread_name"]
-    assert lanes == ["g0  88 SMs", "g1  40 SMs", "h2d"]
+    assert lanes == ["g0  88 SMs", "g1  40 SMs", "h2d", "launches", "waits"]
+
+
+def test_host_calls_are_what_kineto_writes(tmp_path: Path) -> None:
+    """Waits, launch and event of each activity in turn; each wait has a row on the device, when its event had come."""
+    _, trace = saved(example(), tmp_path)
+    host = [row for row in trace["traceEvents"] if row.get("cat") == "cuda_runtime"]
+    assert [(row["name"], row["args"]["correlation"]) for row in host] == [
+        ("cudaLaunchKernel", 1),
+        ("cudaEventRecord", 4),
+        ("cudaStreamWaitEvent", 7),
+        ("cudaLaunchKernel", 2),
+        ("cudaEventRecord", 5),
+        ("cudaStreamWaitEvent", 8),
+        ("cudaStreamWaitEvent", 9),
+        ("cudaMemcpyAsync", 3),
+    ]
+    assert [row["ts"] for row in host] == list(range(8))
+    assert trace["nanort"]["lead_ns"] == 8000
+    waits = [row for row in trace["traceEvents"] if row.get("cat") == "cuda_sync"]
+    keys = ("stream", "correlation", "wait_on_stream", "wait_on_cuda_event_record_corr_id")
+    assert [tuple(row["args"][key] for key in keys) for row in waits] == [(2, 7, 1, 4), (3, 8, 1, 4), (3, 9, 2, 5)]
+    assert [whole(row["ts"]) for row in waits] == [1_006_000, 1_006_000, 3_006_000]
+    (step,) = (row for row in trace["traceEvents"] if row.get("cat") == "user_annotation")
+    assert (step["name"], step["ts"], step["dur"]) == ("ProfilerStep#0", 0, 4008.0)
+
+
+@given(timelines())
+def test_calls_tell_every_launch_and_wait(folder: Path, t: Timeline) -> None:
+    _, trace = saved(t, folder)
+    rows = by(trace["traceEvents"], "cat")
+    launches, events, waits = ([r for r in rows["cuda_runtime",] if r["name"] in names] for names in CALLS)
+    device = {row["args"]["correlation"]: row for row in slices(trace) if row["pid"] == kineto.ACTUAL}
+    assert {row["args"]["correlation"] for row in launches} == device.keys()
+    released = by(rows["cuda_sync",], "name")["Stream Wait Event",]
+    assert [row["args"]["correlation"] for row in released] == [row["args"]["correlation"] for row in waits]
+    assert {row["args"]["wait_on_cuda_event_record_corr_id"] for row in released} == {
+        row["args"]["correlation"] for row in events
+    }
+    ends = [row["ts"] + row["dur"] for row in rows["cuda_runtime",]]
+    assert max(ends, default=0) * 1e3 == trace["nanort"]["lead_ns"]
+    assert len({row["args"]["correlation"] for row in rows["cuda_runtime",]}) == len(ends)
+
+
+CALLS = (("cudaLaunchKernel", "cudaMemcpyAsync"), ("cudaEventRecord",), ("cudaStreamWaitEvent",))
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_older_files_are_read(tmp_path: Path, version: int) -> None:
+    """They began with the run, and named copies as it does."""
+    path, trace = saved(example(), tmp_path)
+    lead = trace["nanort"].pop("lead_ns") / 1e3
+    trace["nanort"]["version"] = version
+    trace["traceEvents"] = [row for row in trace["traceEvents"] if row["pid"] != kineto.HOST]
+    for row in trace["traceEvents"]:
+        row["name"] = row.get("args", {}).pop("node", row["name"])
+        row["ts"] = row.get("ts", lead) - lead
+    path.write_text(json.dumps(trace))
+    again = Timeline.load(path)
+    assert again.activities == example().activities
+    np.testing.assert_array_equal(again.start, example().start)
 
 
 def test_labels_that_json_cannot_hold_are_said_in_words(tmp_path: Path) -> None:
@@ -171,12 +242,15 @@ def test_labels_that_json_cannot_hold_are_said_in_words(tmp_path: Path) -> None:
     assert Timeline.load(path).activities[0].scope == (("k", "nan"), ("p", "q"))
 
 
-@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("name", [*HOSTILE, LONG], ids=ascii)
 def test_no_name_leaves_its_string(tmp_path: Path, name: str) -> None:
     t = Timeline([Activity(name, name, name, where=name)], [0], [1], kind="measured", device=name, failure=name)
     path, trace = saved(t, tmp_path)
-    assert path.read_text().isascii()
-    assert [row["name"] for row in trace["traceEvents"] if row["ph"] == "X"] == [name]
+    content = path.read_text(encoding="utf-8")
+    assert content.replace("\n", "").isprintable()
+    strings = re.findall(r'"(?:[^"\\]|\\.)*"', content)
+    assert not any(string.endswith('\\"') for string in strings if len(string) < 1000)  # Perfetto would read on
+    assert [row["name"] for row in slices(trace)] == [name]
     again = Timeline.load(path)
     assert (again.activities, again.device, again.failure) == (t.activities, name, name)
 
@@ -216,13 +290,13 @@ def test_a_file_that_is_cut_short_is_refused(tmp_path: Path, part: float) -> Non
 
 def row(trace: Trace, index: int) -> Trace:
     """The slice of that activity."""
-    return next(row for row in trace["traceEvents"] if row["ph"] == "X" and row["args"]["index"] == index)
+    return next(row for row in slices(trace) if row["args"]["index"] == index)
 
 
 @pytest.mark.parametrize(
     ("change", "error", "said"),
     [
-        (lambda t: t["nanort"].update(version=3), NewerVersionError, "version 3, this nanort reads up to 2: update"),
+        (lambda t: t["nanort"].update(version=4), NewerVersionError, "version 4, this nanort reads up to 3: update"),
         (lambda t: t["nanort"].update(version="1"), FileError, "version is '1', not a int"),
         (lambda t: t["nanort"].update(schema="other"), TruncatedFileError, "no timeline"),
         (lambda t: t.pop("nanort"), TruncatedFileError, "load what Timeline.save wrote"),
@@ -233,6 +307,7 @@ def row(trace: Trace, index: int) -> Trace:
         (lambda t: t["nanort"].update(never_ran=[7], events_expected=4), FileError, "never_ran 0 is 7, not an object"),
         (lambda t: row(t, 1).pop("ts"), FileError, "ts is missing, not a float of zero or more"),
         (lambda t: row(t, 1).update(dur=-1), FileError, "dur is -1, not"),
+        (lambda t: row(t, 1).update(ts=7.999), FileError, "ts is 7.999, not 8.0 or later, since the host's calls"),
         (lambda t: row(t, 1).update(ts=NAN), FileError, "holds NaN, which is no number"),
         (lambda t: row(t, 1).update(ts=math.inf), FileError, "holds Infinity"),
         (lambda t: row(t, 1).update(ts=10**400), FileError, "not a float"),

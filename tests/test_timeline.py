@@ -78,11 +78,15 @@ def test_what_cannot_be_is_refused(start: list[float], end: list[float], about: 
 
 def test_empty_timeline_has_all_answers() -> None:
     t = Timeline([], [], [], **CAPACITY)
-    assert (t.makespan, t.streams, t.events, t.idle()) == (0.0, (), (), {})
+    assert (t.makespan, t.streams, t.events, t.idle().lanes) == (0.0, (), (), {})
     assert t.utilization() == {"sms": 0.0, "hbm": 0.0, "h2d": 0.0, "d2h": 0.0}
     assert t.overlap().streams == (0.0,)
     assert "0 launches on 0 streams" in str(t)
     assert t.compare(t).rows == ()
+    assert t.critical_path().segments == ()
+    assert not t.diff(t)
+    assert t.overlap().operators == t.roofline().points == tuple(t.binding()) == ()
+    assert [str(answer) for answer in (t.critical_path(), t.idle(), t.overlap(), t.roofline(), t.binding(), t.diff(t))]
 
 
 @given(timelines())
@@ -105,7 +109,7 @@ def test_utilization_is_what_brute_force_counts(t: Timeline) -> None:
     for stream in t.streams:
         busy = sum(any(a.stream == stream for a in together) for together in each)
         assert shares[f"busy {stream}"] == pytest.approx(busy / length if length else 0)
-        assert t.idle()[stream] == pytest.approx((length - busy) * 1e-9)
+        assert t.idle().of(stream) == length - busy
 
 
 def test_unknown_capacities_have_no_share() -> None:

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
+import math
+import random
 from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
 
+from hostile import HOSTILE
 from nanort.timeline.events import KINDS, Activity, Timeline
 
 GROUPS = {"g0": "g0", "g0.1": "g0", "g1": "g1", "h2d": "", "d2h": ""}
-HOSTILE = (
-    "</script><script>alert(1)</script>",
-    "a\nb\rc\td",
-    "\u2028\u2029",
-    "\x1b[2J\x9b31m",
-    '"},{"',
-    "\ud800",
-    "漢字",
-    "",
-)
 CAPACITY: dict[str, Any] = {
     "kind": "measured",
     "device": "h200",
@@ -48,11 +41,13 @@ def activities(draw: st.DrawFn, index: int) -> Activity:
         h2d_bytes=draw(work),
         d2h_bytes=draw(work),
         piece=draw(st.integers(0, 3)),
+        bound=draw(st.sampled_from(("", "compute", "memory"))),
         scope=draw(
             st.dictionaries(names, st.none() | st.booleans() | st.integers() | names, max_size=2).map(
                 lambda d: tuple(d.items())
             )
         ),
+        needs=draw(st.none() | st.sets(st.integers(0, index - 1), max_size=3).map(tuple)) if index else (),
         waits=tuple(draw(st.lists(waited, max_size=2))) if index else (),
         where=draw(names),
     )
@@ -69,6 +64,21 @@ def timelines(draw: st.DrawFn, *, longest: int = 30, partial: bool = True) -> Ti
         start[reached < 1], end[reached < 2] = np.nan, np.nan
     about = CAPACITY | {"kind": draw(st.sampled_from(KINDS)), "foreign": draw(st.booleans()), "failure": draw(names)}
     return Timeline(made, start / 1e9, end / 1e9, **about)
+
+
+def played(plan: Timeline, rng: random.Random, *, stopped: bool = False) -> Timeline:
+    """A run of ``plan`` in a few hundred nanoseconds that keeps its needs, waits and lanes; or the start of one."""
+    start, end = list[float](), list[float]()
+    free: dict[str, float] = {}
+    for activity in plan.activities:  # of a schedule, they come in an order that can run
+        awaited = [end[index] for index in (*(activity.needs or ()), *(index for index, _ in activity.waits))]
+        start.append(max([free.get(activity.stream, 0), *awaited]) + rng.choice((0, 0, 1, 5)))
+        end.append(start[-1] + rng.randint(0, 6))
+        free[activity.stream] = end[-1]
+    cut = rng.randint(0, int(max(end, default=0))) if stopped else math.inf
+    began = np.array([time if time <= cut else np.nan for time in start])
+    ended = np.array([time if time <= cut else np.nan for time in end])
+    return plan.with_times(began / 1e9, ended / 1e9, kind="measured")
 
 
 def nanoseconds(timeline: Timeline) -> list[tuple[int, int] | None]:

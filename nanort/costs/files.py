@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import reprlib
-import uuid
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
+from nanort.bounded import content
+from nanort.drafts import draft
 from nanort.errors import FileError, NewerVersionError, TruncatedFileError
 
 
@@ -19,19 +19,14 @@ def write(path: str | os.PathLike[str], schema: str, version: int, fields: Mappi
     Raises:
         FileError: a figure is NaN or infinite.
     """
-    target = Path(path)
     head: dict[str, Any] = {"schema": schema, "version": version}
     text = (
         "{\n"
         + ",\n".join(f"{_encode(key, path)}: {_lines(value, path)}" for key, value in {**head, **fields}.items())
         + "\n}\n"
     )
-    draft = target.with_name(f".{uuid.uuid4().hex}.tmp")
-    try:
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(target)
-    finally:
-        draft.unlink(missing_ok=True)
+    with draft(path) as beside:
+        beside.write_text(text, encoding="utf-8")
 
 
 def _lines(value: Any, path: str | os.PathLike[str]) -> str:
@@ -65,7 +60,7 @@ def read(path: str | os.PathLike[str], schema: str, version: int) -> dict[str, A
         return found
 
     try:
-        data = json.loads(Path(path).read_bytes(), parse_constant=refuse, object_pairs_hook=once)
+        data = json.loads(content(path), parse_constant=refuse, object_pairs_hook=once)
     except FileError:
         raise
     except (ValueError, RecursionError) as error:

@@ -2,21 +2,46 @@
 
 from __future__ import annotations
 
-import html
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from nanort.errors import TimelineError
 from nanort.partition import ENGINES
-from nanort.timeline import analysis, text, units
+from nanort.timeline import (
+    analysis,
+    comparison,
+    critical,
+    curves,
+    diff,
+    flat,
+    idle,
+    overlaps,
+    picture,
+    roofline,
+    table,
+    text,
+    units,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from nanort.timeline.comparison import Comparison
+    from nanort.timeline.critical import CriticalPath
+    from nanort.timeline.curves import Binding, Curve
+    from nanort.timeline.diff import Diff
+    from nanort.timeline.flat import Flat
+    from nanort.timeline.idle import Idle
+    from nanort.timeline.overlaps import Overlap
+    from nanort.timeline.roofline import Roofline
 
 KINDS = ("planned", "simulated", "measured")
 CAPACITY = ("sm_capacity", "flops", "hbm_bandwidth", "h2d_bandwidth", "d2h_bandwidth")
@@ -173,7 +198,7 @@ class Timeline:
         return self.text()
 
     def _repr_html_(self) -> str:
-        return f'<pre style="line-height: 1.2">{html.escape(self.text())}</pre>'
+        return picture.html(self)
 
     @cached_property
     def limits(self) -> Mapping[str, float]:
@@ -219,17 +244,42 @@ class Timeline:
         """Shares of the capacity, above 1 where caches served bytes: see :func:`.analysis.utilization`."""
         return analysis.utilization(self)
 
-    def overlap(self) -> analysis.Overlap:
-        """How much ran at once: see :class:`nanort.timeline.analysis.Overlap`."""
-        return analysis.overlap(self)
+    @cached_property
+    def flat(self) -> Flat:
+        """It as arrays of whole nanoseconds, for analyses."""
+        return flat.flat(self)
 
-    def idle(self) -> dict[str, float]:
-        """Seconds in which each stream ran nothing."""
-        return analysis.idle(self)
+    def overlap(self) -> Overlap:
+        """How much ran at once, and what else could have: see :class:`nanort.timeline.overlaps.Overlap`."""
+        return overlaps.overlap(self)
 
-    def compare(self, plan: Timeline | None = None) -> analysis.Comparison:
-        """This timeline beside ``plan``, by default its own, activity by activity; prints as a table."""
-        return analysis.compare(self, self.planned(plan))
+    def idle(self) -> Idle:
+        """Why each stream ran nothing when it did not: see :class:`nanort.timeline.idle.Idle`."""
+        return idle.idle(self)
+
+    def critical_path(self) -> CriticalPath:
+        """What the makespan had to wait for, and what it would be were an operator faster."""
+        return critical.critical_path(self)
+
+    def roofline(self) -> Roofline:
+        """Operators by what they compute a byte, under the device's roof."""
+        return roofline.roofline(self)
+
+    def binding(self) -> Binding:
+        """Which of the device's roofs was nearest at each time."""
+        return curves.binding(self)
+
+    def curves(self) -> dict[str, Curve]:
+        """What was in use at each time: see :func:`nanort.timeline.curves.curves`."""
+        return curves.curves(self)
+
+    def diff(self, other: Timeline) -> Diff:
+        """What ``other`` has otherwise, aligned by name; false, and "no difference", where that is nothing."""
+        return diff.diff(self, other)
+
+    def compare(self, plan: Timeline | None = None) -> Comparison:
+        """This timeline beside ``plan``, by default its own, by activity and by operator; prints as tables."""
+        return comparison.compare(self, self.planned(plan))
 
     def planned(self, plan: Timeline | None = None) -> Timeline:
         """``plan``, or else its own.
@@ -241,15 +291,45 @@ class Timeline:
             raise TimelineError("this timeline came without a plan: give one, such as schedule.timeline()")
         return found
 
-    def text(self, width: int = 100) -> str:
+    def text(self, width: int = 100, *, color: bool = False) -> str:
         """One row per stream drawn to scale in ``width`` columns, a legend, and the numbers."""
-        return text.render(self, width)
+        return text.render(self, width, color=color)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row per activity with all that is known of it: see :func:`nanort.timeline.table.columns`.
+
+        Raises:
+            BackendError: pandas is not installed.
+        """
+        return table.to_pandas(self)
+
+    def to_csv(self, path: str | os.PathLike[str]) -> None:
+        """Write the same rows as CSV, in which no cell is a formula."""
+        table.to_csv(self, path)
+
+    def to_parquet(self, path: str | os.PathLike[str]) -> None:
+        """Write the same rows as Parquet.
+
+        Raises:
+            BackendError: pyarrow is not installed.
+        """
+        table.to_parquet(self, path)
 
     def save(self, path: str | os.PathLike[str], plan: Timeline | None = None) -> None:
         """Write Kineto JSON, which ui.perfetto.dev opens; the plan, or ``plan``, is beside it as a second process."""
         from nanort.timeline import files
 
         files.save(self, path, self.plan if plan is None else plan)
+
+    def to_perfetto(self, path: str | os.PathLike[str], plan: Timeline | None = None) -> None:
+        """Write Perfetto's protobuf form, with nested tracks and units; the plan, or ``plan``, stands beneath.
+
+        Raises:
+            BackendError: the package perfetto is not installed.
+        """
+        from nanort.timeline import perfetto
+
+        perfetto.save(self, path, self.plan if plan is None else plan)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Timeline:
@@ -263,6 +343,18 @@ class Timeline:
         from nanort.timeline import files
 
         return files.load(path)
+
+    @staticmethod
+    def from_torch_profile(path: str | os.PathLike[str]) -> Timeline:
+        """What ran on each stream, or thread, of a run that torch.profiler traced: see :mod:`.torch_profile`.
+
+        Raises:
+            TruncatedFileError: the file is cut short, or is no trace.
+            FileError: it records nothing, too much, or what cannot be.
+        """
+        from nanort.timeline import torch_profile
+
+        return torch_profile.load(path)
 
 
 def _natural(stream: str) -> tuple[int, list[str | int]]:

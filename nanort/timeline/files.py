@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import reprlib
 import sys
-import uuid
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -15,12 +16,15 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from nanort.drafts import draft
 from nanort.errors import FileError, NewerVersionError, TruncatedFileError
 from nanort.timeline import kineto, units
 from nanort.timeline.events import KINDS, Activity, Timeline
+from nanort.timeline.kineto import Rows, encode
+from nanort.timeline.rows import GZIP
 
-SCHEMA, VERSION = "nanort.timeline", 2
-CHUNK = 4096  # rows encoded at once: the encoder is fastest on lists, and the file need not be in memory
+SCHEMA, VERSION = "nanort.timeline", 3
+CHUNK = 1024  # rows written at once: the file need not be in memory
 ABOUT = {
     "kind": str,
     "device": str,
@@ -34,6 +38,7 @@ ABOUT = {
     "lost": int,
 }
 SINCE = {"flops": 0.0, "lost": 0}  # what version 1 did not have
+LARGEST = 1 << 31  # bytes of a file once unpacked: a small one, packed, could fill the memory
 LONGEST_NANOSECONDS = 2**51  # 26 days: further on, a float of microseconds no longer tells nanoseconds apart
 
 
@@ -43,52 +48,38 @@ def save(timeline: Timeline, path: str | os.PathLike[str], plan: Timeline | None
     Raises:
         FileError: a figure is NaN or infinite, or the run too long to be told to the nanosecond.
     """
-    target = Path(path)
-    draft = target.with_name(f".{uuid.uuid4().hex}.tmp")
-    try:
-        with draft.open("x", encoding="ascii") as file:
-            file.writelines(_encoded(timeline, plan))
-        draft.replace(target)
-    finally:
-        draft.unlink(missing_ok=True)
+    with draft(path) as beside, beside.open("x", encoding="utf-8", newline="\n") as file:
+        file.writelines(_encoded(timeline, plan))
 
 
 def _encoded(timeline: Timeline, plan: Timeline | None) -> Iterator[str]:
     """The file in pieces: its head, then the rows."""
-    longest = max(timeline.makespan, plan.makespan if plan else 0.0)
+    rows = Rows(timeline, plan)
+    longest = max(timeline.makespan, plan.makespan if plan else 0.0) + rows.lead_ns / 1e9
     if longest * 1e9 > LONGEST_NANOSECONDS:
         raise FileError(f"a run of {units.duration(longest)} cannot be saved to the nanosecond: 26 days are the most")
-    about = {"schema": SCHEMA, "version": VERSION, **_about(timeline)}
+    about = {"schema": SCHEMA, "version": VERSION, "lead_ns": rows.lead_ns}
+    described = f"{encode(about)[:-1]}, {_about(timeline, rows)}"
     if plan is not None:
-        about["plan"] = _about(plan)
-    head = {"schemaVersion": 1, "distributedInfo": {"rank": 0}, "displayTimeUnit": "ns", "nanort": about}
-    yield f'{_encode(head)[:-1]}, "traceEvents": ['
-    rows, separator = kineto.rows(timeline, plan), "\n"
-    while chunk := list(islice(rows, CHUNK)):
-        yield separator + _encode(chunk)[1:-1]
+        described += f', "plan": {{{_about(plan, rows)}}}'
+    head = {"schemaVersion": 1, "distributedInfo": {"rank": 0}, "displayTimeUnit": "ns"}
+    yield f'{encode(head)[:-1]}, "nanort": {described}}}, "traceEvents": [\n'
+    lines, separator = iter(rows), ""
+    while chunk := list(islice(lines, CHUNK)):
+        yield separator + ",\n".join(chunk)
         separator = ",\n"
     yield "\n]}\n"
 
 
-def _about(timeline: Timeline) -> dict[str, Any]:
-    """What the rows of a timeline do not tell."""
-    never = np.flatnonzero(np.isnan(timeline.start)).tolist()
+def _about(timeline: Timeline, rows: Rows) -> str:
+    """What the rows of a timeline do not tell: the fields of an object."""
+    never = [(index, timeline.activities[index]) for index in np.flatnonzero(np.isnan(timeline.start)).tolist()]
     about = {name: getattr(timeline, name) for name in ABOUT} | {"limits": dict(timeline.limits)}
     about |= {"events_expected": len(timeline), "events_recorded": len(timeline) - len(never)}
-    about["never_ran"] = [
-        {"name": timeline.activities[index].name, "args": kineto.describe(timeline.activities[index], index)}
-        for index in never
-    ]
-    return about
-
-
-def _encode(value: object) -> str:
-    try:
-        return json.dumps(value, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise FileError(
-            f"a figure cannot be saved ({error}): give finite Python numbers as work and bandwidths"
-        ) from error
+    names = (
+        f'{{"name": {encode(activity.name)}, "args": {rows.describe(index, activity)}}}}}' for index, activity in never
+    )
+    return f'{encode(about)[1:-1]}, "never_ran": [{", ".join(names)}]'
 
 
 def load(path: str | os.PathLike[str]) -> Timeline:
@@ -102,11 +93,12 @@ def load(path: str | os.PathLike[str]) -> Timeline:
     trace = _parsed(Path(path))
     rows = trace.take("traceEvents", list)
     about = _Fields(trace.take("nanort", dict), f"{path}: nanort")
+    lead_ns = about.take("lead_ns", int, 0)
     plan = None
     if "plan" in about.data:
         planned = _Fields(about.take("plan", dict), f"{path}: nanort: plan")
-        plan = _timeline(planned, _slices(rows, kineto.PLAN, path), None)
-    return _timeline(about, _slices(rows, kineto.ACTUAL, path), plan)
+        plan = _timeline(planned, _slices(rows, kineto.PLAN, path), lead_ns, None)
+    return _timeline(about, _slices(rows, kineto.ACTUAL, path), lead_ns, plan)
 
 
 def _slices(rows: list[Any], pid: int, path: str | os.PathLike[str]) -> list[_Fields]:
@@ -114,11 +106,11 @@ def _slices(rows: list[Any], pid: int, path: str | os.PathLike[str]) -> list[_Fi
     return [
         _Fields(row, f"{path}: row {number}")
         for number, row in enumerate(rows)
-        if isinstance(row, dict) and row.get("pid") == pid and row.get("ph") in ("X", "B")
+        if isinstance(row, dict) and row.get("pid") == pid and row.get("cat") in kineto.SLICES
     ]
 
 
-def _timeline(about: _Fields, rows: list[_Fields], plan: Timeline | None) -> Timeline:
+def _timeline(about: _Fields, rows: list[_Fields], lead_ns: int, plan: Timeline | None) -> Timeline:
     kind = about.take("kind", str)
     if kind not in KINDS:
         about.refuse("kind", f"one of {', '.join(KINDS)}")
@@ -139,9 +131,11 @@ def _timeline(about: _Fields, rows: list[_Fields], plan: Timeline | None) -> Tim
             raise FileError(f"{row.where}: event {index} is there twice")
         activities[index] = activity
         if place < len(rows):
-            begin = row.nanoseconds("ts")
+            begin = row.nanoseconds("ts") - lead_ns
+            if begin < 0:
+                row.refuse("ts", f"{lead_ns / 1e3} or later, since the host's calls stand before the run")
             start[index] = begin / 1e9
-            if row.data["ph"] == "X":
+            if row.data.get("ph") == "X":
                 end[index] = (begin + row.nanoseconds("dur")) / 1e9
     limits = _Fields(about.take("limits", dict, {}), f"{about.where}: limits")
     return Timeline(
@@ -161,7 +155,7 @@ def _parsed(path: Path) -> _Fields:
         raise FileError(f"{path} holds {constant}, which is no number: save it again")
 
     try:
-        data = json.loads(path.read_bytes(), parse_constant=refuse)
+        data = json.loads(_unpacked(path), parse_constant=refuse)
     except FileError:
         raise
     except (ValueError, RecursionError) as error:
@@ -175,6 +169,22 @@ def _parsed(path: Path) -> _Fields:
             f"{path} has version {version}, this nanort reads up to {VERSION}: update nanort to load it"
         )
     return _Fields(data, str(path))
+
+
+def _unpacked(path: Path) -> bytes:
+    """The bytes of a file that may be packed by gzip."""
+    with path.open("rb") as file:
+        packed = file.read(len(GZIP)) == GZIP
+    if not packed:
+        return path.read_bytes()
+    try:
+        with gzip.open(path) as plain:
+            content = plain.read(LARGEST + 1)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise TruncatedFileError(f"{path} is cut short, or packed wrongly: {error}") from error
+    if len(content) > LARGEST:
+        raise FileError(f"{path} has more than {LARGEST:,} bytes once unpacked: no timeline does")
+    return content
 
 
 def _activity(row: _Fields, expected: int) -> tuple[int, Activity]:
@@ -196,7 +206,7 @@ def _activity(row: _Fields, expected: int) -> tuple[int, Activity]:
             case _:
                 args.refuse("waits", f"a list of [index below {expected}, reason]")
     return index, Activity(
-        name=row.take("name", str),
+        name=args.take("node", str) if "node" in args.data else row.take("name", str),
         operator=args.take("operator", str),
         stream=args.take("lane", str),
         scope=tuple(args.take("scope", dict, {}).items()),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import string
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from itertools import groupby
+from typing import TYPE_CHECKING, TextIO
 
 import numpy as np
 
@@ -21,18 +23,29 @@ UNFINISHED, OTHERS = "?", "*"
 LETTERS = string.ascii_uppercase + string.ascii_lowercase + string.digits
 LEAST_WIDTH, STREAM_WIDTH, TICK_WIDTH = 60, 16, 10
 LEGEND = 24  # operators that the legend names
+COLORS = (214, 74, 36, 227, 33, 166, 175)
+"""Of a terminal's 256, the nearest to those that Okabe and Ito chose for all eyes: orange to reddish purple."""
+PAINT = re.compile(r"\x1b\[[0-9;]*m")
 
 
-def render(timeline: Timeline, width: int = 100) -> str:
+def wants_color(file: TextIO) -> bool:
+    """Whether ``file`` is a terminal that shows colours, and nobody has set NO_COLOR."""
+    return file.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def render(timeline: Timeline, width: int = 100, *, color: bool = False) -> str:
     """``timeline`` in ``width`` columns (at least 60) of printable characters.
 
     A node two columns wide or more is a box that begins with its operator's letter and carries its name where that
     fits. Shorter nodes share columns: each shows the operator that ran longest in it, by its letter, or in grey where
-    it goes on from the column before and more than half of this one is idle. A ``?`` fills what never ended.
+    it goes on from the column before and more than half of this one is idle. A ``?`` fills what never ended. With
+    ``color``, escape sequences give each operator a colour; the letters still tell more of them apart.
     """
     width = max(LEAST_WIDTH, width)
-    operators = sorted({activity.operator for activity in timeline.activities})
+    spent = busiest(timeline)
+    operators = sorted(spent)
     marks = dict(zip(operators, letters(operators), strict=True))
+    colors = {marks[name]: COLORS[place % len(COLORS)] for place, name in enumerate(spent)} if color else {}
     heads = _heads(timeline)
     margin = max(map(len, heads.values()), default=0)
     columns = width - margin - len(" ││ 100 %")
@@ -41,10 +54,10 @@ def render(timeline: Timeline, width: int = 100) -> str:
     members = dict(analysis.grouped([activity.stream for activity in timeline.activities]))
     for stream, head in heads.items():
         busy = units.percent(shares[f"busy {stream}"])
-        lines.append(f"{head:<{margin}} │{_bar(timeline, members[stream], columns, marks)}│{busy:>6}")
+        lines.append(f"{head:<{margin}} │{_bar(timeline, members[stream], columns, marks, colors)}│{busy:>6}")
     lines += (" " * (margin + 1) + line for line in _axis(timeline.makespan, columns))
-    lines += _folded("", _legend(timeline, marks), width)
-    lines += _numbers(timeline, shares, width)
+    lines += _folded("", _legend(spent, marks, colors), width)
+    lines += numbers(timeline, width)
     return "\n".join(lines)
 
 
@@ -76,7 +89,7 @@ def _heads(timeline: Timeline) -> dict[str, str]:
     return {stream: f"{names[stream]:<{wide}}  {sms[stream]:>{digits}}" for stream in sms}
 
 
-def _bar(timeline: Timeline, members: Array, columns: int, marks: dict[str, str]) -> str:
+def _bar(timeline: Timeline, members: Array, columns: int, marks: dict[str, str], colors: dict[str, int]) -> str:
     """One row: boxes where a node is wide, and what ran longest in the columns that narrow ones share."""
     mine = members[~np.isnan(timeline.start[members])]
     activities = [timeline.activities[index] for index in mine]
@@ -87,35 +100,49 @@ def _bar(timeline: Timeline, members: Array, columns: int, marks: dict[str, str]
     left, right = np.floor(first + 0.5).astype(int), np.floor(last + 0.5).astype(int)
     wide = right - left > 1
     narrow = np.flatnonzero(~wide)
-    cells = _shared(
+    cells, owners = shared(
         [marks[activities[index].operator] for index in narrow],
         first[narrow],
         last[narrow],
-        _held(first, last, columns),
+        covered(first, last, columns),
     )
     for index in np.flatnonzero(wide):
         letter, fill = marks[activities[index].operator], UNFINISHED if open_ended[index] else FULL
-        cells[left[index] : right[index]] = _box(activities[index].name, letter, fill, right[index] - left[index])
-    return "".join(cells)
+        width = right[index] - left[index]
+        cells[left[index] : right[index]] = _box(activities[index].name, letter, fill, width)
+        owners[left[index] : right[index]] = letter * width
+    return _painted(cells, owners, colors)
 
 
-def _shared(letter: Sequence[str], first: Array, last: Array, busy: Array) -> list[str]:
-    """The cells of the columns that narrow nodes lie in, idle elsewhere; ``busy`` is how much of each is held."""
+def _painted(cells: Sequence[str], owners: Sequence[str], colors: dict[str, int]) -> str:
+    """The cells as one string, each in the colour of the letter that owns it, if it has one."""
+    drawn, place = "", 0
+    for owner, run in groupby(owners):
+        text = "".join(cells[place : (place := place + len(list(run)))])
+        drawn += f"\x1b[38;5;{colors[owner]}m{text}\x1b[0m" if owner in colors else text
+    return drawn
+
+
+def shared(letter: Sequence[str], first: Array, last: Array, busy: Array) -> tuple[list[str], list[str]]:
+    """The cells of the columns that narrow nodes lie in, idle elsewhere, and the letter that each belongs to.
+
+    ``busy`` is how much of each column is held.
+    """
     columns = len(busy)
     middle = np.minimum((first + last) / 2, columns - 1).astype(int)
-    held = {name: _held(first[mine], last[mine], columns) for name, mine in analysis.grouped(letter)}
+    held = {name: covered(first[mine], last[mine], columns) for name, mine in analysis.grouped(letter)}
     for name, place in zip(letter, middle.tolist(), strict=True):
         held[name][place] += 1e-9  # a node of no length is seen where nothing else is
-    cells, before = [IDLE] * columns, ""
+    cells, owners, before = [IDLE] * columns, [""] * columns, ""
     for place in np.unique(middle).tolist():
         winner = max(held, key=lambda name: held[name][place])
         goes_on = place and cells[place - 1] != IDLE and winner == before and busy[place] < 0.5
         cells[place] = winner if not goes_on else HALF if busy[place] >= 0.25 else QUARTER
-        before = winner
-    return cells
+        before = owners[place] = winner
+    return cells, owners
 
 
-def _held(first: Array, last: Array, columns: int) -> Array:
+def covered(first: Array, last: Array, columns: int) -> Array:
     """How much of each column the spans from ``first`` to ``last`` cover."""
     edges = np.arange(columns + 1)
 
@@ -130,11 +157,14 @@ def _held(first: Array, last: Array, columns: int) -> Array:
 
 def _box(name: str, letter: str, fill: str, width: int) -> str:
     """A node ``width`` columns wide: its letter, its fill, and its name in the middle where it fits."""
+    shown = label(name, width - 4)
+    return letter + (f" {shown} ".center(width - 1, fill) if shown else fill * (width - 1))
+
+
+def label(name: str, width: int) -> str:
+    """``name`` in at most ``width`` columns, without what stands before its last dot if need be; or nothing."""
     shown = units.plain(name)
-    for label in (shown, re.sub(r"^.*\.(?=\D)", "", shown)):
-        if len(label) + 4 <= width:
-            return letter + f" {label} ".center(width - 1, fill)
-    return letter + fill * (width - 1)
+    return next((short for short in (shown, re.sub(r"^.*\.(?=\D)", "", shown)) if len(short) <= width), "")
 
 
 def _axis(makespan: float, columns: int) -> Iterator[str]:
@@ -158,19 +188,27 @@ def _axis(makespan: float, columns: int) -> Iterator[str]:
     yield " " + figures.ljust(columns + 1 - len(last)) + last
 
 
-def _legend(timeline: Timeline, marks: dict[str, str]) -> list[str]:
-    """Letter, operator and its seconds, most seconds first."""
-    seconds = dict.fromkeys(marks, 0.0)
+def busiest(timeline: Timeline) -> dict[str, float]:
+    """Seconds by operator, the most first."""
+    seconds = dict.fromkeys(sorted({activity.operator for activity in timeline.activities}), 0.0)
     ran = np.nan_to_num(timeline.end - timeline.start).tolist()
     for activity, spent in zip(timeline.activities, ran, strict=True):
         seconds[activity.operator] += spent
-    busiest = sorted(seconds, key=lambda operator: -seconds[operator])
-    entries = [f"{marks[name]} {units.plain(name, 32)} {units.duration(seconds[name])}" for name in busiest[:LEGEND]]
-    return entries if len(busiest) <= LEGEND else [*entries, f"and {len(busiest) - LEGEND} more"]
+    return dict(sorted(seconds.items(), key=lambda item: -item[1]))
 
 
-def _numbers(timeline: Timeline, shares: dict[str, float], width: int) -> Iterator[str]:
+def _legend(spent: dict[str, float], marks: dict[str, str], colors: dict[str, int]) -> list[str]:
+    """Letter, operator and its seconds, most seconds first."""
+    entries = [
+        f"{_painted(marks[name], marks[name], colors)} {units.plain(name, 32)} {units.duration(seconds)}"
+        for name, seconds in list(spent.items())[:LEGEND]
+    ]
+    return entries if len(spent) <= LEGEND else [*entries, f"and {len(spent) - LEGEND} more"]
+
+
+def numbers(timeline: Timeline, width: int) -> Iterator[str]:
     """What was used of each resource, how much ran at once, and what did not run."""
+    shares = timeline.utilization()
     titles = {"sms": "SMs", "hbm": "HBM", "h2d": "PCIe down", "d2h": "PCIe up"}
     used = [f"{title} {units.percent(shares[name])}" for name, title in titles.items() if name in shares]
     yield from _folded("makespan", [units.duration(timeline.makespan), *used], width)
@@ -187,7 +225,7 @@ def _folded(head: str, entries: Sequence[str], width: int) -> Iterator[str]:
     lead = f"{head:<10}" if head else ""
     line = lead
     for entry in entries:
-        if len(line) > len(lead) and len(line) + 3 + len(entry) > width:
+        if len(line) > len(lead) and len(PAINT.sub("", line + entry)) + 3 > width:
             yield line
             line = " " * len(lead)
         line += entry if len(line) == len(lead) else f"   {entry}"

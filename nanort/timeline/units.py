@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 _UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
 
 
@@ -32,6 +34,15 @@ def percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
+def change(share: float) -> str:
+    """How much more or less, in percent with one decimal.
+
+    >>> change(-0.0312), change(-0.0001)
+    ('-3.1 %', '+0.0 %')
+    """
+    return f"{round(100 * share, 1) + 0.0:+.1f} %"  # no minus before a zero
+
+
 def counted(count: int, what: str) -> str:
     """``count`` of ``what``.
 
@@ -57,3 +68,42 @@ def plain(name: str, width: int = 0) -> str:
     """
     shown = name if name.isascii() and name.isprintable() else ascii(name)[1:-1]
     return shown if not width or len(shown) <= width else shown[: width - 1] + "~"
+
+
+def printable(text: str) -> str:
+    r"""``text`` with what does not print in words: line ends, escape sequences, marks that turn text round.
+
+    >>> printable("a" + chr(0x202E) + chr(27))
+    'a\\u202e\\x1b'
+    """
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], most: int = 12) -> list[str]:
+    r"""Lines of a table: the first column to the left, figures to the right, and how many rows are left out.
+
+    >>> print("\n".join(table(["", "seconds"], [["linear", "12"], ["rope", "3"]], most=1)))
+            seconds
+    linear       12
+    and 1 more
+    """
+    shown = [head, *rows[:most]]
+    wide = [max(map(len, cells)) for cells in zip(*shown, strict=True)]
+    lines = [
+        "  ".join(
+            f"{cell:{'>' if place else '<'}{width}}"
+            for place, (cell, width) in enumerate(zip(cells, wide, strict=True))
+        )
+        for cells in shown
+    ]
+    return [line.rstrip() for line in lines] + ([f"and {len(rows) - most} more"] if len(rows) > most else [])
+
+
+def listed(names: Sequence[str], most: int) -> str:
+    """The first ``most`` of ``names`` with commas between them, and how many more there are.
+
+    >>> listed(["q", "k", "v"], 2)
+    'q, k, and 1 more'
+    """
+    more = [f"and {len(names) - most} more"] if len(names) > most else []
+    return ", ".join([*(plain(name, 48) for name in names[:most]), *more])
