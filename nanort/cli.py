@@ -1,11 +1,14 @@
-"""The command line: demo, doctor, plan, run, profile, kernels, solve, and those that serve models."""
+"""The command line: demo, doctor, plan, run, profile, kernels, solve, and those that serve models or read traces."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 import textwrap
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from time import perf_counter
@@ -52,6 +55,7 @@ from nanort.scheduling.problem import Problem
 from nanort.scheduling.schedule import Split
 from nanort.scheduling.solving.solve import solve as solved
 from nanort.timeline.units import duration, plain
+from nanort.trace_commands import trace
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -61,6 +65,7 @@ app = typer.Typer(
     "130 interrupted.",
 )
 app.add_typer(serving)
+app.add_typer(trace, name="trace")
 
 WARM_UP = 16
 """Schedules that call every compiled function of the search once."""
@@ -280,8 +285,21 @@ def _show(as_json: bool, *lines: object) -> None:
 
 
 def main() -> None:
-    """The entry point: errors become one line and an exit code."""
-    run_guarded(app)
+    """The entry point: errors become one line and an exit code.
+
+    The process ends there and then: to take apart what a demo leaves costs Python a second, in which Ctrl-C would
+    end it with a traceback.
+    """
+    status: Any = 0
+    try:
+        run_guarded(app)
+    except SystemExit as end:
+        status = end.code
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    with suppress(BrokenPipeError):  # who read has left
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(status or 0)
 
 
 def run_guarded(command: Callable[[], Any]) -> None:

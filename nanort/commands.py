@@ -1,14 +1,11 @@
-"""The commands that load a model: generate, chat, serve and bench serve."""
+"""The commands that serve: generate, chat, chaos, serve and bench serve."""
 
 from __future__ import annotations
 
 import json
-import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from threading import Event
 from typing import Annotated, Any
 
 import typer
@@ -16,10 +13,14 @@ from rich.console import Console
 
 from nanort.bench.arrivals import arrivals
 from nanort.bench.serve import bench_serve
+from nanort.chaos.faults import KINDS
+from nanort.chaos.run import Sum
+from nanort.chaos.run import chaos as worlds
 from nanort.demo import progress_bar
 from nanort.devices import Device
 from nanort.errors import CacheFullError, RequestError
 from nanort.http.server import serve as serve_until_stopped
+from nanort.interrupts import CtrlC
 from nanort.options import (
     SERVED_TOKENS,
     CacheTokens,
@@ -121,6 +122,32 @@ def chat(
                 typer.echo(f"{error}; /new begins again", err=True)
             else:
                 said = [*asked, {"role": "assistant", "content": reply}]
+
+
+@serving.command(epilog="Example: nanort chaos --seed 7 --seeds 100")
+def chaos(
+    seed: Annotated[int, typer.Option(help="Of everything: the same gives the same bytes.", min=0)] = 0,
+    seeds: Annotated[int, typer.Option(help="How many worlds, of this seed and those after it.", min=1)] = 1,
+    requests: Annotated[int, typer.Option(help="How many each world is asked.", min=1)] = 12,
+    faults: Annotated[
+        str | None, typer.Option(help=f"Those that may strike: {','.join(KINDS)}; by default all, none for none.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for a report of each world, seed-7.txt.")] = None,
+) -> None:
+    """Serves workloads on a simulated GPU on which things go wrong; exit code 1 where what must hold did not."""
+    kinds = tuple(KINDS) if faults is None else () if faults == "none" else tuple(faults.split(","))
+    total = Sum()
+    for report in worlds(range(seed, seed + seeds), requests=requests, kinds=kinds):
+        total.add(report)
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+            (out / f"seed-{report.seed}.txt").write_text(str(report), encoding="utf-8")
+        if seeds == 1 or report.breach:
+            typer.echo(str(report), nl=False)
+    if seeds > 1:
+        typer.echo(str(total), nl=False)
+    if total.breaches:
+        raise typer.Exit(1)
 
 
 @serving.command(epilog="Example: nanort serve --model smollm2 --port 8000")
@@ -233,22 +260,11 @@ def _said(llm: LLM, messages: list[Message], params: SamplingParams) -> str:
     """The model's reply, printed as it grows; Ctrl-C ends it."""
     prompt = llm.tokenizer.encode(llm.tokenizer.chat(messages), special=True)
     texts = []
-    with _ctrl_c() as pressed:
+    with CtrlC(held=True) as ctrl_c:  # a step that stopped half way would leave a broken cache
         for token in llm.stream([prompt], params):
             typer.echo(token.text, nl=False)
             texts.append(token.text)
-            if pressed.is_set():
+            if ctrl_c.pressed:
                 break
     typer.echo()
     return "".join(texts)
-
-
-@contextmanager
-def _ctrl_c() -> Iterator[Event]:
-    """Set once Ctrl-C is pressed, which interrupts nothing: a step that stopped half way would leave a broken cache."""
-    pressed = Event()
-    before = signal.signal(signal.SIGINT, lambda *_: pressed.set())
-    try:
-        yield pressed
-    finally:
-        signal.signal(signal.SIGINT, before)

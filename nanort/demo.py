@@ -8,6 +8,7 @@ from math import inf
 from pathlib import Path
 from time import monotonic, perf_counter
 
+import numpy as np
 import torch
 from rich.console import Console, Group
 from rich.live import Live
@@ -18,6 +19,7 @@ from nanort.checkpoints.weights import find_smollm2
 from nanort.costs.table import demand_table
 from nanort.devices import device
 from nanort.graphs import CONFIGS, decoder_step
+from nanort.interrupts import CtrlC
 from nanort.scheduling.coschedule import co_schedule
 from nanort.scheduling.schedule import Schedule
 from nanort.serving.generate import LLM, load_model
@@ -39,23 +41,38 @@ PATIENCE, REDRAWN = 1.0, 0.1
 
 
 def run_demo(out: Path, *, small: bool = False, console: Console | None = None) -> None:
-    """Loads, builds, schedules, generates, predicts, and writes three JSON files into ``out``."""
+    """Loads, builds, schedules, generates, predicts, and writes three JSON files into ``out``.
+
+    Ctrl-C ends it, and leaves the timeline of the last step there, as far as that came.
+    """
     console = console or Console()
     began = perf_counter()
-    with _model(console, small) as llm:
-        _heading(console, "1", "Generate on this machine's CPU")
-        _print(console, llm.device)
-        _generate(console, llm)
-        shown = max(llm.plans, key=lambda plan: plan.bucket.rows)
-        _heading(console, "2", "The operator DAG of the first step, cut and co-scheduled for the CPU")
-        source = shown.schedule.source
-        _print(console, source, "", demand_table(source, llm.device), "", shown.schedule.explain())
-        _heading(console, "3", "What happened in that step")
-        _print(console, _drawn(console, shown.run.timeline))
-        _heading(console, "4", "One LLaMA-3-8B step on an H200, predicted by the simulator")
-        predicted = _predict(console)
+    llm: LLM | None = None
+    with CtrlC() as ctrl_c:
+        try:
+            llm = _model(console, small)
+            _heading(console, "1", "Generate on this machine's CPU")
+            _print(console, llm.device)
+            _generate(console, llm, ctrl_c)
+            shown = max(llm.plans, key=lambda plan: plan.bucket.rows)
+            _heading(console, "2", "The operator DAG of the first step, cut and co-scheduled for the CPU")
+            source = shown.schedule.source
+            _print(console, source, "", demand_table(source, llm.device), "", shown.schedule.explain())
+            _heading(console, "3", "What happened in that step")
+            _print(console, _drawn(console, shown.run.timeline))
+            _heading(console, "4", "One LLaMA-3-8B step on an H200, predicted by the simulator")
+            predicted = _predict(console, ctrl_c)
+            ctrl_c.held = True
+        except KeyboardInterrupt:
+            ctrl_c.held = True
+            _leave(console, out, llm)
+            raise
+        finally:
+            if llm is not None:
+                llm.close()
         _write(console, out, shown, predicted)
-    console.print(f"\ndone in {perf_counter() - began:.0f} s")
+        console.print(f"\ndone in {perf_counter() - began:.0f} s")
+        ctrl_c.check()
 
 
 def _model(console: Console, small: bool) -> LLM:
@@ -67,7 +84,7 @@ def _model(console: Console, small: bool) -> LLM:
         return load_model("smollm2", progress, measured=True)
 
 
-def _generate(console: Console, llm: LLM) -> None:
+def _generate(console: Console, llm: LLM, ctrl_c: CtrlC) -> None:
     """Streams the answers to all prompts as they grow, side by side."""
     tiny = llm.config == CONFIGS["tiny"]
     asked = PROMPTS if tiny else [llm.tokenizer.chat([{"role": "user", "content": prompt}]) for prompt in PROMPTS]
@@ -84,6 +101,7 @@ def _generate(console: Console, llm: LLM) -> None:
             texts[token.request] += token.text
             count += 1
             live.update(view())
+            ctrl_c.check()
     seconds = perf_counter() - began
     rows = ", ".join(str(len(ids)) for ids in encoded)
     console.print(
@@ -92,12 +110,13 @@ def _generate(console: Console, llm: LLM) -> None:
     )
 
 
-def _predict(console: Console) -> Schedule:
+def _predict(console: Console, ctrl_c: CtrlC) -> Schedule:
     """Schedules the LLaMA-3-8B step and prints what comes out."""
     h200 = device("h200")
     graph = decoder_step(CONFIGS["llama-3-8b"], **STEP, dtype=torch.bfloat16)
     with progress_bar(console, "scheduling 32 layers") as bar:
         schedule = co_schedule(graph, h200, progress=bar)
+    ctrl_c.check()
     _print(console, h200, graph, "", demand_table(graph, h200), "", _drawn(console, schedule.timeline()))
     _print(console, "", schedule.explain())
     return schedule
@@ -120,6 +139,7 @@ def _write(console: Console, out: Path, shown: Plan, predicted: Schedule) -> Non
     _print(
         console,
         "try next, in .venv/bin:\n"
+        f"  nanort trace view {out}\n"
         "  nanort plan --model llama-3-8b --device h200 --decode 256 --context 4096 --prefill 512\n"
         "  nanort run --model tiny --prefill 256 --out timeline.json\n"
         '  nanort generate "The capital of France is"\n'
@@ -127,14 +147,29 @@ def _write(console: Console, out: Path, shown: Plan, predicted: Schedule) -> Non
     )
 
 
+def _leave(console: Console, out: Path, llm: LLM | None) -> None:
+    """Saves the timeline of the step that runs now, as it stands, else of the last one, else an empty one."""
+    console.show_cursor()  # whatever drew is not asked whether it came to that
+    timeline = Timeline((), (), (), kind="measured", device="cpu", failure="interrupted before any step")
+    for plan in llm.plans if llm is not None else ():
+        if (ran := plan.run.timeline).makespan:
+            timeline = ran
+    if timeline.plan is not None and np.isnan(timeline.end).any():
+        timeline = timeline.plan.with_times(timeline.start, timeline.end, kind="measured", failure="interrupted")
+    out.mkdir(parents=True, exist_ok=True)
+    timeline.save(out / "timeline.json")
+    _print(console, f"interrupted: {out / 'timeline.json'} is what was recorded of the last step")
+
+
 def _drawn(console: Console, timeline: Timeline) -> str:
-    return timeline.text(width=max(60, min(console.width, 140)))
+    color = console.is_terminal and not console.no_color
+    return timeline.text(width=max(60, min(console.width, 140)), color=color)
 
 
 def _print(console: Console, *lines: object) -> None:
-    """Prints lines as they are, without markup and without folding them."""
+    """Prints lines as they are, without markup and without folding them; their colours are for terminals."""
     for line in lines:
-        console.print(Text(str(line)), soft_wrap=True)
+        console.print(Text.from_ansi(str(line)), soft_wrap=True)
 
 
 def _heading(console: Console, number: str, title: str) -> None:

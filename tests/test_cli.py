@@ -238,7 +238,7 @@ def test_refusals_are_a_message_and_an_exit_code(
     monkeypatch.setattr(sys, "argv", ["nanort", *arguments])
     monkeypatch.setenv("COLUMNS", "120")
     with pytest.raises(SystemExit) as stopped:
-        cli.main()
+        cli.run_guarded(cli.app)  # main would end the process of this test
     assert stopped.value.code == code
     assert says in capsys.readouterr().err
 
@@ -257,4 +257,4 @@ def test_demo_small_writes_what_it_says(tmp_path: Path) -> None:
     assert "H200" in text
     assert json.loads((out / "schedule.json").read_text())
     processes = {event["pid"] for event in json.loads((out / "timeline.json").read_text())["traceEvents"]}
-    assert len(processes) == 2
+    assert processes == {1, 2, 3}, "what happened, what was planned, and the calls of the host"
