@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,12 +13,16 @@ from typing import Any
 
 import torch
 
+from nanort import drawing
 from nanort.caller import caller
 from nanort.demand import Demand
+from nanort.devices import Device
+from nanort.drafts import draft
 from nanort.eager import bind, run_in_order
 from nanort.edges import Access, Edges
 from nanort.errors import (
     DemandError,
+    DeviceError,
     DuplicateNameError,
     ForeignValueError,
     GraphError,
@@ -31,6 +36,9 @@ from nanort.layout import Layout
 from nanort.nodes import Node, identity
 from nanort.operators import Op, make_op
 from nanort.values import Region, Value
+
+DRAWN = 60
+"""Nodes up to which a notebook shows a picture of a graph, and not only what is in it."""
 
 
 class Graph:
@@ -78,9 +86,23 @@ class Graph:
         """A weight: bound once, shared by all nano-batches."""
         return self._root("constant", name, shape, dtype, device)
 
-    def state(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, *, device: str = "device") -> Value:
-        """A tensor that outlives a run and that operators change in place, such as a paged KV cache."""
-        return self._root("state", name, shape, dtype, device)
+    def state(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        *,
+        device: str = "device",
+        scratch: tuple[int, int] = (0, 0),
+    ) -> Value:
+        """A tensor that outlives a run and that operators change in place, such as a paged KV cache.
+
+        ``scratch`` are rows of it, the first and the last one left out, which nobody reads for what they hold: there
+        several rows of a batch may be written to one place, as those of padding are.
+        """
+        if scratch != (0, 0) and not 0 <= scratch[0] <= scratch[1] <= (shape[0] if shape else 0):
+            raise ShapeError(f"{caller()}: state {name!r} of shape {list(shape)} has no rows scratch={scratch}")
+        return self._root("state", name, shape, dtype, device, scratch=scratch)
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype, device: str = "device") -> Value:
         """A value without elements, which needs no node to make it."""
@@ -363,6 +385,27 @@ class Graph:
             )
         return digraph
 
+    # Pictures.
+
+    def save_svg(self, path: str | os.PathLike[str], device: Device | None = None) -> None:
+        """Writes a picture of a small DAG: rows from top to bottom, coloured by what binds each node on ``device``.
+
+        The device is this machine's where none is given. A node's demand and source line show under the mouse.
+
+        Raises:
+            GraphError: it has more nodes than a person can read, 2,000.
+        """
+        picture = drawing.svg(self, device or Device.current())
+        with draft(path) as beside:
+            beside.write_text(picture, encoding="utf-8")
+
+    def _repr_html_(self) -> str:
+        try:
+            device = Device.current() if len(self.nodes) <= DRAWN else None
+        except DeviceError:  # a GPU that the database does not know
+            device = None
+        return drawing.svg(self, device) if device else f"<pre>{drawing.escaped(str(self))}</pre>"
+
     # Book-keeping.
 
     def _root(
@@ -375,6 +418,7 @@ class Graph:
         batch: int | None = None,
         parts: tuple[Value, ...] = (),
         node: int = -1,
+        scratch: tuple[int, int] = (0, 0),
     ) -> Value:
         self._open()
         index = len(self.roots)
@@ -387,7 +431,10 @@ class Graph:
                 raise ShapeError(
                     f"{caller()}: {kind} {name!r}: sizes are whole numbers, zero or more, got {list(shape)}"
                 )
-        value = Value(self, name or f"{kind}{index}", tuple(shape), dtype, kind, index, device, batch, node, parts)
+        value = Value(
+            self, name or f"{kind}{index}", tuple(shape), dtype, kind, index, device, batch, node, parts,
+            scratch=scratch,
+        )  # fmt: skip  # the fields in their order
         if kind in ("input", "constant", "state"):
             self._names[name] = value
         self.roots.append(value)
