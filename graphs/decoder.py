@@ -102,14 +102,14 @@ class Step:
             layout=g.layout,
             config=config,
             weights={name: g.constant(name, *spec) for name, spec in constants.items()},
-            kv=[g.state(f"kv.{i}", kv, dtype) for i in range(config.layers)],
+            kv=[g.state(f"kv.{i}", kv, dtype, scratch=(0, 1)) for i in range(config.layers)],
             tokens=g.input("tokens", *per_row, batch=0),
             positions=g.input("positions", *per_row, batch=0),
             slots=g.input("slots", *per_row, batch=0),
             requests=g.input("requests", *per_row, batch=0),
             pages=g.input("pages", table, torch.int32),
             last=g.input("last", table[:1], torch.int64),
-            drawn=g.state("drawn", (seats + 1,), torch.int64) if seats else None,
+            drawn=g.state("drawn", (seats + 1,), torch.int64, scratch=(seats, seats + 1)) if seats else None,
             seats=g.input("seats", table[:1], torch.int64) if seats else None,
         )
 

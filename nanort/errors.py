@@ -27,6 +27,7 @@ NanortError
 ├── ExecutionError            a node that failed at run time (its cause is chained)
 │   ├── DeviceMemoryError     no device or pinned memory left for a node
 │   ├── HangError             a node that did not end in the time given
+│   ├── RecordError           a run that did other than its program says, as debug=True saw it
 │   └── BackendError          a backend that is not there, or cannot run this schedule
 │       ├── DriverError       a call that the driver refused
 │       └── PoisonedError     a device that an earlier failure left unusable in this process
@@ -167,6 +168,10 @@ class DeviceMemoryError(ExecutionError):
 
 class HangError(ExecutionError):
     """A node that did not end in the time given."""
+
+
+class RecordError(ExecutionError):
+    """A run that did other than its program says, as debug=True saw it."""
 
 
 class DriverError(BackendError):

@@ -78,7 +78,8 @@ class _Cutter:
 
     def _leaf(self, root: Value) -> None:
         make = {"input": self.graph.input, "constant": self.graph.constant, "state": self.graph.state}[root.kind]
-        options = {"batch": root.batch} if root.kind == "input" else {}
+        told: dict[str, dict[str, Any]] = {"input": {"batch": root.batch}, "state": {"scratch": root.scratch}}
+        options = told.get(root.kind, {})
         made = make(root.name, root.shape, root.dtype, device=root.device, **options)
         if root.batch is None:
             self.wholes[root.index] = made

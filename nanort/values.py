@@ -78,6 +78,7 @@ class Value:
     parent: Value | None = None
     how: tuple[Any, ...] = ()  # ("narrow" | "decode" | "prefill", dim, start, stop) | ("reshape", shape)
     view: View | None = None
+    scratch: tuple[int, int] = (0, 0)  # rows of dimension 0 whose contents nobody means
 
     def __repr__(self) -> str:
         return f"{self.name}: {str(self.dtype).removeprefix('torch.')}{list(self.shape)}"

@@ -387,8 +387,10 @@ def test_interrupt_of_the_waiting_caller_ends_the_run_and_leaves_nobody_stuck() 
 
 
 def test_interrupt_of_a_serial_run() -> None:
-    with interrupted(lambda: signal.raise_signal(signal.SIGINT), [0, 0, 0]) as run, pytest.raises(KeyboardInterrupt):
-        run(x=torch.ones(2, 2))
+    with interrupted(lambda: signal.raise_signal(signal.SIGINT), [0, 0, 0]) as run:
+        with pytest.raises(KeyboardInterrupt):
+            run(x=torch.ones(2, 2))
+        assert run.timeline.failure.endswith(": KeyboardInterrupt()")
 
 
 def leave() -> None:

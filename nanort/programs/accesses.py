@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -61,29 +61,42 @@ class Accesses:
 
 def accesses(program: Program, memory: MemoryPlan | None = None) -> Accesses:
     """What every launch and copy of ``program`` touches; ``memory`` says which buffers share bytes, none without it."""
-    places = [_place(buffer, memory) for buffer in program.buffers]
-    states, ranges = Indexed.of(program), cache(_ranges)  # most views are touched more than once
+    found, states, seen = (
+        places(program, memory),
+        Indexed.of(program),
+        cache(ranges),
+    )  # most views are met more than once
     rows = list[Row]()
     for at, step in enumerate(program.instructions):
         if isinstance(step, (Launch, Copy)):
-            rows += _rows(at, step, program.buffers, places, states, ranges)
-    return Accesses.of(rows, places)
+            rows += stated(at, step, program.buffers, found, states, seen)
+    return Accesses.of(rows, found)
+
+
+def places(program: Program, memory: MemoryPlan | None = None) -> list[Place]:
+    """Where the buffers lie."""
+    return [_place(buffer, memory) for buffer in program.buffers]
 
 
 @dataclass(frozen=True, slots=True)
 class Indexed:
-    """States that some step reaches through an index: a number above those of all their cells; those also cut in boxes."""
+    """States that some step reaches through an index.
+
+    Attributes:
+        above: by buffer, a number above those of all its cells.
+        boxed: buffers of which some step reaches a box.
+    """
 
     above: dict[int, int]
     boxed: set[int]
 
     @staticmethod
     def of(program: Program) -> Indexed:
-        """Those of ``program``."""
+        """Those of a program."""
         return Indexed(_indexed(program), _boxes(program))
 
 
-def _rows(
+def stated(
     at: int,
     step: Launch | Copy,
     buffers: Sequence[Buffer],
@@ -91,30 +104,29 @@ def _rows(
     states: Indexed,
     ranges_of: Callable[[View, int], Ranges],
 ) -> Iterator[Row]:
-    """What a step says that it touches."""
-    for view, cells, writes in _touched(step, buffers, states.above):
+    """What a step says that it touches, reads first."""
+    for view, cells, writes in touched(step, buffers, states.above):
         buffer, whole = view.buffer, buffers[view.buffer]
         space, shift = places[buffer]
-        ranges = ranges_of(view, whole.dtype.itemsize)
+        spans = ranges_of(view, whole.dtype.itemsize)
         if buffer in states.above:
             boxed = cells is None and not view.is_whole(whole)
             if buffer in states.boxed:  # a box meets all cells, and boxes only where they cross
-                for low, high in ranges if boxed else ((0, whole.nbytes),):
+                for low, high in spans if boxed else ((0, whole.nbytes),):
                     yield at, space, low, high, writes * (cells is None), buffer
             space, shift, writes = APART + len(places) + buffer, 0, writes * (not boxed)
-            ranges = cells if cells is not None else ((FIRST_CELL, states.above[buffer]),)
-        for low, high in ranges:
+            spans = cells if cells is not None else ((FIRST_CELL, states.above[buffer]),)
+        for low, high in spans:
             yield at, space, shift + low, shift + high, writes, buffer
 
 
-def shown(program: Program, memory: MemoryPlan | None = None) -> Iterator[tuple[str, int, int, int, int]]:
+def shown(program: Program, places: Sequence[Place]) -> Iterator[tuple[str, int, int, int, int]]:
     """``(output, space, low, high, buffer)``: the bytes that are read when a run has ended."""
-    places = [_place(buffer, memory) for buffer in program.buffers]
     indexed = _indexed(program)
     for name, view in program.outputs.items():
         if view.buffer not in indexed:
             space, shift = places[view.buffer]
-            for low, high in _ranges(view, program.buffers[view.buffer].dtype.itemsize):
+            for low, high in ranges(view, program.buffers[view.buffer].dtype.itemsize):
                 yield name, space, shift + low, shift + high, view.buffer
 
 
@@ -148,8 +160,8 @@ def _boxes(program: Program) -> set[int]:
     return {by_root[access.root] for access in stated if access.root in by_root and access.region.box is not None}
 
 
-def _touched(
-    step: Launch | Copy, buffers: Sequence[Buffer], indexed: dict[int, int]
+def touched(
+    step: Launch | Copy, buffers: Sequence[Buffer], indexed: Collection[int]
 ) -> Iterator[tuple[View, Cells | None, int]]:
     """``(view, cells, writes)`` of a step, reads first; cells where a state is reached through an index."""
     if isinstance(step, Copy):
@@ -169,7 +181,7 @@ def _touched(
         yield view, None, 1
 
 
-def _cells(stated: Sequence[Access], buffer: Buffer, indexed: dict[int, int]) -> Cells | None:
+def _cells(stated: Sequence[Access], buffer: Buffer, indexed: Collection[int]) -> Cells | None:
     """The cells of an indexed state that a step touches; None where it touches all."""
     if buffer.index not in indexed:
         return None
@@ -178,7 +190,7 @@ def _cells(stated: Sequence[Access], buffer: Buffer, indexed: dict[int, int]) ->
     return tuple(part for cells in parts for part in cells) if len(parts) == len(found) else None
 
 
-def _ranges(view: View, itemsize: int) -> Ranges:
+def ranges(view: View, itemsize: int) -> Ranges:
     """The bytes of a view, as ranges without gaps."""
     inner, rest = 1, list[tuple[int, int]]()
     for stride, size in sorted(zip(view.strides, view.shape, strict=True)):

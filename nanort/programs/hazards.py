@@ -1,38 +1,40 @@
-"""hazards: accesses of a program that its streams and waits leave unordered, or that find others' contents."""
+"""hazards: what streams and waits leave to chance, or find overwritten, in a program or in the record of a run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from typing import Protocol
 
 import numpy as np
 
-from nanort.compiled import Ints, Ints2, compiled
 from nanort.errors import ProgramError
-from nanort.programs.accesses import accesses, shown
+from nanort.programs.accesses import Accesses, accesses, places, shown
+from nanort.programs.clocks import Steps, conflicts
 from nanort.programs.memory import PLANNED, MemoryPlan
-from nanort.programs.program import Copy, Launch, Program, Record, Wait
+from nanort.programs.program import Buffer, Program, Record, Wait
 
 SPACE_BITS = 42
 """Ranges are sorted by space and then by place, as one number; a space holds up to four terabytes."""
-
-MANY = 1000
-"""Hazards that are looked for; a program with so many has one cause for most of them."""
-
-FEW = 4000
-"""Accesses up to which a program is judged sooner than numba is imported."""
 
 RACES = ("read-after-write", "write-after-read", "write-after-write")
 UNWRITTEN, OVERWRITTEN = "unwritten", "overwritten"
 KINDS = (*RACES, UNWRITTEN, OVERWRITTEN)
 
 SAYS = {
-    "read-after-write": "{second} may read {buffer} before {first} has written it",
-    "write-after-read": "{second} may write {buffer} before {first} has read it",
-    "write-after-write": "{second} may write {buffer} before {first} has",
-    "unwritten": "{second} reads {buffer} before anything has written it",
-    "overwritten": "{second} reads {buffer} after {first} has written other contents to its bytes",
+    "read-after-write": "{second} may read {what} before {first} has written it",
+    "write-after-read": "{second} may write {what} before {first} has read it",
+    "write-after-write": "{second} may write {what} before {first} has",
+    "unwritten": "{second} reads {what} before anything has written it",
+    "overwritten": "{second} reads {what} after {first} has written other contents to its bytes",
+    # What only a record can show:
+    "undeclared read": "{second} reads {what}, which it does not declare, and {first} writes it",
+    "undeclared write": "{second} writes {what}, which it does not declare, and {first} touches it",
+    "shared": "{second} and {first} touch {what}, and one of them writes it: make it a state",
+    "aliased": "{second} returns {what}, of {first}, in place of a fresh tensor",
+    "repeated": "two rows of {second} write {what}",
+    "crossed": "{second} writes {what}, and so does {first}, though they declare different cells",
+    "skipped": "{second} comes where the program has {first}",
 }
 
 
@@ -41,11 +43,13 @@ class Hazard:
     """Two steps of which the one may spoil what the other reads or writes; prints as one sentence.
 
     Attributes:
-        kind: one of "read-after-write", "write-after-read", "write-after-write", "unwritten", "overwritten".
+        kind: one of KINDS; in the record of a run also another one of SAYS.
         buffer: the name of the one whose contents are spoilt.
         first, second: nodes, the first of which has to come first; "" where there is none.
-        missing: what would order them, "" where nothing would.
+        missing: what would order them, or what else to do, "" where nothing would.
         where: the users' lines that made them.
+        span: which part of the buffer: the first and the last one left out.
+        unit: what ``span`` counts, "bytes" or "cells".
     """
 
     kind: str
@@ -54,26 +58,78 @@ class Hazard:
     second: str
     missing: str
     where: tuple[str, ...]
+    span: tuple[int, int] = (0, 0)
+    unit: str = "bytes"
 
     def __str__(self) -> str:
-        said = SAYS[self.kind].format(first=self.first, second=self.second, buffer=repr(self.buffer))
+        low, high = self.span
+        what = f"{self.unit} {low}:{high} of {self.buffer!r}" if high > low else repr(self.buffer)
+        saying = SAYS[self.kind] if self.first else SAYS[self.kind].partition(", and {first}")[0]
+        said = saying.format(first=self.first, second=self.second, what=what)
         lines = " and ".join(line for line in self.where if line)
         return f"{self.kind}: {said}" + (f": {self.missing}" if self.missing else "") + (f" ({lines})" if lines else "")
+
+
+class Act(Protocol):
+    """What touches memory: a launch, a copy, or in the record of a run what surrounds them."""
+
+    @property
+    def node(self) -> int:
+        """Its place in the graph."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        ...
+
+    @property
+    def stream(self) -> str:
+        """Where it was queued."""
+        ...
+
+    @property
+    def where(self) -> str:
+        """The user's line that made it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """What steps do to memory, as it is planned or as it happened.
+
+    Attributes:
+        steps: acts, records and waits, in an order in which they may happen.
+        buffers: what they touch.
+        touched: which parts of them.
+        shown: what is read when all is over, as :func:`nanort.programs.accesses.shown` has it.
+    """
+
+    steps: Sequence[Act | Record | Wait]
+    buffers: Sequence[Buffer]
+    touched: Accesses
+    shown: Sequence[tuple[str, int, int, int, int]]
 
 
 def hazards(program: Program, memory: MemoryPlan | None = None) -> tuple[Hazard, ...]:
     """What in ``program`` is left to chance; an empty tuple proves that every run gives the same outputs.
 
-    Steps are ordered by their stream and by waits for recorded events, and by nothing else, least of all by time. Two
-    that touch the same bytes, one of them to write, must be ordered, and as their nodes are in the graph where they
-    mean the same buffer. What is read must have been written last for the buffer that is meant. By vector clocks.
-
     Args:
         program: judged as it stands, whoever made it.
         memory: where its buffers lie, so that what shares bytes is judged too.
     """
-    touched = accesses(program, memory)
-    outputs = list(shown(program, memory))
+    outputs = list(shown(program, places(program, memory)))
+    return judged(Course(program.instructions, program.buffers, accesses(program, memory), outputs))
+
+
+def judged(course: Course) -> tuple[Hazard, ...]:
+    """What in a course of steps is left to chance.
+
+    Steps are ordered by their stream and by waits for recorded events, and by nothing else, least of all by time. Two
+    that touch the same bytes, one of them to write, must be ordered, and as their nodes are in the graph where they
+    mean the same buffer. What is read must have been written last for the buffer that is meant. By vector clocks.
+    """
+    touched, outputs = course.touched, course.shown
     low = np.array([(space << SPACE_BITS) + low for _, space, low, _, _ in outputs], np.int64)
     high = np.array([(space << SPACE_BITS) + high for _, space, _, high, _ in outputs], np.int64)
     low = np.concatenate([(touched.space << SPACE_BITS) + touched.low, low])
@@ -81,29 +137,19 @@ def hazards(program: Program, memory: MemoryPlan | None = None) -> tuple[Hazard,
     atoms = np.unique(np.concatenate([low, high]))
     first, last = (np.searchsorted(atoms, end).astype(np.int64) for end in (low, high))
     count = len(touched.step)
-    steps = _Steps.of(program, touched.step)
     owners = np.full(len(atoms), -1, np.int64)
-    bound = np.array([buffer.kind not in PLANNED for buffer in program.buffers], bool)
+    bound = np.array([buffer.kind not in PLANNED for buffer in course.buffers], bool)
     buffers = np.concatenate([touched.buffer, np.array([buffer for *_, buffer in outputs], np.int64)])
     for at in np.flatnonzero(bound[buffers]).tolist():
         owners[first[at] : last[at]] = buffers[at]
-    found = np.zeros((MANY, 5), np.int64)
-    clocks, marks, written, reads = (
-        np.zeros(shape, np.int64)
-        for shape in ((steps.width,) * 2, (steps.marks, steps.width), (5, len(atoms)), (2 * len(atoms), steps.width))
-    )
-    scan = _in_machine_code() if count > FEW else _scan
-    total = scan(
-        steps.kinds, steps.lanes, steps.events, steps.nodes, steps.pointers, first, last, touched.writes,
-        touched.buffer, owners, clocks, marks, written, reads, found,
-    )  # fmt: skip  # what a step is, what it touches, and what is kept
-    told = dict.fromkeys(_hazard(program, row) for row in found[:total].tolist())
+    found = conflicts(Steps.of(course.steps, touched.step), first, last, touched.writes, touched.buffer, owners)
+    told = [*_told(course, found, atoms.tolist())]
     for at, (name, *_, buffer) in enumerate(outputs, count):
         spoilt = owners[first[at] : last[at]]
         if (spoilt != buffer).any():
             kind = UNWRITTEN if (spoilt[spoilt != buffer] == -1).any() else OVERWRITTEN
-            told[_of_output(program, name, buffer, kind)] = None
-    return tuple(told)
+            told.append(_of_output(course, name, buffer, kind))
+    return tuple(dict.fromkeys(told))
 
 
 def refuse_hazards(program: Program, memory: MemoryPlan | None = None) -> None:
@@ -113,146 +159,41 @@ def refuse_hazards(program: Program, memory: MemoryPlan | None = None) -> None:
         raise ProgramError(f"program {program.name} is racy: {found[0]}{more}")
 
 
-TOUCH, RECORD, WAIT = 0, 1, 2
+def _told(course: Course, found: Sequence[Sequence[int]], atoms: Sequence[int]) -> Iterator[Hazard]:
+    """A hazard for all rows that differ in nothing but the bytes, which are told as one range."""
+    spans: dict[tuple[int, ...], list[int]] = {}
+    for *row, atom in found:
+        spans.setdefault((*row, atoms[atom] >> SPACE_BITS), []).append(atom)
+    for (number, earlier, later, buffer, owner, space), there in spans.items():
+        unit = "cells" if space >= course.touched.cells else "bytes"
+        start = (space << SPACE_BITS) + (course.touched.starts[buffer] if unit == "bytes" else 0)
+        span = atoms[min(there)] - start, atoms[max(there) + 1] - start
+        yield _hazard(course, KINDS[number], [earlier, later], buffer, owner, span, unit)
 
 
-@dataclass(frozen=True, slots=True)
-class _Steps:
-    """Instructions as arrays: what each is, its lane, event and node, and where its accesses begin."""
-
-    kinds: Ints
-    lanes: Ints
-    events: Ints
-    nodes: Ints
-    pointers: Ints
-    width: int
-    marks: int
-
-    @staticmethod
-    def of(program: Program, owner: Ints) -> _Steps:
-        lane = {stream.name: at for at, stream in enumerate(program.streams)}
-        events: dict[int, int] = {}
-        rows = []
-        for step in program.instructions:
-            kind = RECORD if isinstance(step, Record) else WAIT if isinstance(step, Wait) else TOUCH
-            event = events.setdefault(step.event, len(events)) if isinstance(step, (Record, Wait)) else 0
-            node = step.node if isinstance(step, (Launch, Copy)) else -1
-            rows.append((kind, lane[step.stream], event, node))
-        table = np.array(rows, np.int64).reshape(len(rows), 4)
-        kinds, lanes, numbers, nodes = (np.ascontiguousarray(table[:, column]) for column in range(4))
-        pointers = np.searchsorted(owner, np.arange(len(rows) + 1)).astype(np.int64)
-        return _Steps(kinds, lanes, numbers, nodes, pointers, max(1, len(lane)), max(1, len(events)))
-
-
-def _scan(
-    kinds: Ints,
-    lanes: Ints,
-    events: Ints,
-    nodes: Ints,
-    pointers: Ints,
-    first: Ints,
-    last: Ints,
-    writes: Ints,
-    buffers: Ints,
-    owners: Ints,
-    clocks: Ints2,
-    marks: Ints2,
-    written: Ints2,
-    reads: Ints2,
-    found: Ints2,
-) -> int:
-    """Plays the instructions; fills rows of ``found``, and returns how many.
-
-    A row is (kind, earlier step, later step, the buffer that is spoilt, the one whose contents were there before).
-    Instructions have ``kinds, lanes, events, nodes`` and ``pointers`` to their accesses, those ``first`` and ``last``
-    atoms, ``writes`` and ``buffers``; and there are, all zero but ``owners`` to begin with:
-
-    - owners [atoms]: whose contents an atom has, -1 for nobody's.
-    - clocks [lanes, lanes]: how many steps of each lane are over before a lane goes on.
-    - marks [events, lanes]: the same when the event was recorded.
-    - written [5, atoms]: lane, number and instruction of the last write, and whether there was one; one more than the
-      instruction that has read since and is the last of these in the graph.
-    - reads [2 * atoms, lanes]: number and instruction of the last read by each lane since that write.
-    """
-    total, atoms, width = 0, owners.shape[0], clocks.shape[0]
-    for step in range(kinds.shape[0]):
-        lane = lanes[step]
-        if kinds[step] == RECORD:
-            for other in range(width):
-                marks[events[step], other] = clocks[lane, other]
-            continue
-        if kinds[step] == WAIT:
-            for other in range(width):
-                clocks[lane, other] = max(clocks[lane, other], marks[events[step], other])
-            continue
-        number = clocks[lane, lane] + 1
-        for access in range(pointers[step], pointers[step + 1]):
-            buffer = buffers[access]
-            for atom in range(first[access], last[access]):
-                kind, earlier, owner, spoilt = -1, -1, owners[atom], buffer
-                if written[3, atom] == 1 and written[2, atom] != step:
-                    other = written[0, atom]
-                    unordered = other != lane and written[1, atom] > clocks[lane, other]
-                    if unordered or (owner == buffer and nodes[written[2, atom]] > nodes[step]):
-                        kind, earlier = 2 * writes[access], written[2, atom]
-                if writes[access] == 0:
-                    if kind < 0 and owner == -1:
-                        kind = 3
-                    elif kind < 0 and owner != buffer:
-                        kind, earlier = 4, written[2, atom]
-                    reads[atom, lane] = number
-                    reads[atoms + atom, lane] = step
-                    if written[4, atom] == 0 or nodes[written[4, atom] - 1] < nodes[step]:
-                        written[4, atom] = step + 1
-                else:
-                    reader = written[4, atom] - 1
-                    if reader >= 0 and owner == buffer and nodes[reader] > nodes[step]:
-                        kind, earlier = 1, reader
-                    for other in range(width):
-                        if other != lane and reads[atom, other] > clocks[lane, other]:
-                            kind, earlier = 1, reads[atoms + atom, other]
-                    own = reads[atom, lane] == number or (written[3, atom] == 1 and written[2, atom] == step)
-                    if kind < 0 and own and owner != buffer and owner >= 0:
-                        kind, earlier, spoilt = 4, step, owner  # it reads there itself, or two of its results lie there
-                    for other in range(width):
-                        reads[atom, other] = 0
-                    written[4, atom] = 0
-                    owners[atom] = buffer
-                    written[0, atom], written[1, atom], written[2, atom], written[3, atom] = lane, number, step, 1
-                if kind >= 0 and total < found.shape[0]:
-                    found[total, 0], found[total, 1], found[total, 2] = kind, earlier, step
-                    found[total, 3], found[total, 4] = spoilt, owner
-                    total += 1
-        clocks[lane, lane] = number
-    return total
-
-
-@cache
-def _in_machine_code() -> Callable[..., int]:
-    return compiled(_scan)
-
-
-def _hazard(program: Program, row: list[int]) -> Hazard:
-    number, earlier, later, buffer, owner = row
-    kind, steps = KINDS[number], [program.instructions[at] for at in (earlier, later) if at >= 0]
-    nodes = [step for step in steps if isinstance(step, (Launch, Copy))]
+def _hazard(
+    course: Course, kind: str, pair: Sequence[int], buffer: int, owner: int, span: tuple[int, int], unit: str
+) -> Hazard:
+    steps = [course.steps[at] for at in pair if at >= 0]
+    nodes = [step for step in steps if not isinstance(step, (Record, Wait))]
     if kind in RACES and owner == buffer and nodes[0].node > nodes[1].node:
         nodes.reverse()  # as the graph has them
         kind = {RACES[0]: RACES[1], RACES[1]: RACES[0]}.get(kind, kind)
     missing = ""
     if kind in RACES:
-        first, second = nodes
-        apart = first.stream != second.stream
-        missing = (
-            f"{second.stream} has to wait for {first.name} on {first.stream}"
-            if apart
-            else f"{first.name} has to be launched first"
-        )
+        missing = order(*nodes)
     before = nodes[0].name if len(nodes) > 1 else ""
     where = tuple(step.where for step in nodes)
-    return Hazard(kind, program.buffers[buffer].name, before, nodes[-1].name, missing, where)
+    return Hazard(kind, course.buffers[buffer].name, before, nodes[-1].name, missing, where, span, unit)
 
 
-def _of_output(program: Program, name: str, buffer: int, kind: str) -> Hazard:
+def order(first: Act, second: Act) -> str:
+    """What would put two steps in order."""
+    if first.stream == second.stream:
+        return f"{first.name} has to be launched first"
+    return f"{second.stream} has to wait for {first.name} on {first.stream}"
+
+
+def _of_output(course: Course, name: str, buffer: int, kind: str) -> Hazard:
     """An output that is not there when a run has ended."""
-    return Hazard(kind, program.buffers[buffer].name, "another node", f"whoever takes output {name!r}", "", ())
+    return Hazard(kind, course.buffers[buffer].name, "another node", f"whoever takes output {name!r}", "", ())

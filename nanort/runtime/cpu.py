@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from queue import SimpleQueue
 from time import perf_counter_ns
 
@@ -13,7 +13,9 @@ import torch
 from nanort.eager import bind
 from nanort.errors import BackendError, ExecutionError
 from nanort.partition import Stream
-from nanort.programs.program import Program, Record, Wait
+from nanort.programs.program import Copy, Launch, Program, Record, Wait
+from nanort.programs.record import RunRecord
+from nanort.runtime.recorder import CpuRecorder, Happening, refuse
 from nanort.runtime.steps import Compiler, Step
 from nanort.timeline.events import Timeline
 
@@ -24,13 +26,11 @@ class _Run:
     """The state of one run: tensors, events (a held lock is one that has not happened), times, a failure."""
 
     def __init__(
-        self, compiler: Compiler, bound: dict[int, torch.Tensor], events: int, steps: int, workers: int
+        self, compiler: Compiler, bound: dict[int, torch.Tensor], events: Sequence[Happening], steps: int, workers: int
     ) -> None:
         self.env = compiler.env(bound)
         self.users = compiler.users()
-        self.events = [threading.Lock() for _ in range(events)]
-        for event in self.events:
-            event.acquire()
+        self.events = events
         self.start = [-1] * steps
         self.end = [-1] * steps
         self.failure: tuple[Step | None, BaseException] | None = None  # no step where the caller was interrupted
@@ -44,13 +44,20 @@ class CpuBackend:
 
     A group of n cores runs its operators on n threads. After a failure the streams skip what is left to launch but
     still record their events, so that nobody is left waiting.
+
+    With ``debug`` a recorder takes the place of steps and events; the loop that carries them out is the same.
     """
 
-    def __init__(self, program: Program, bound: dict[int, torch.Tensor], *, trace: bool) -> None:
+    def __init__(self, program: Program, bound: dict[int, torch.Tensor], *, trace: bool, debug: bool = False) -> None:
         self.program = program
         self.trace = trace
         self.bound = bound
         self.compiler = Compiler(program)
+        self.recorder = CpuRecorder(program) if debug else None
+        if self.recorder is not None:
+            made = {step.node: step for step in program.instructions if isinstance(step, (Launch, Copy))}
+            for node, step in self.compiler.steps.items():
+                self.compiler.steps[node] = self.recorder.watched(step, made[node])
         self.queues = _queues(program, self.compiler)
         self.last: _Run | None = None
         self.go: dict[str, SimpleQueue[_Run | None]] = {}
@@ -70,10 +77,19 @@ class CpuBackend:
                 torch.set_num_threads(before)  # threads that start later take what was last set anywhere
 
     def run(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The outputs of one run."""
+        """The outputs of one run.
+
+        Raises:
+            ExecutionError: a node failed.
+            RecordError: with ``debug``, the run was other than the program says.
+        """
         bound = self.bound | bind(self.program.graph, inputs, ("input",), "cpu")
         steps, workers = len(self.program.activities), len(self.workers)
-        run = self.last = _Run(self.compiler, bound, self.program.events, steps, workers)
+        made = _held if self.recorder is None else self.recorder.event
+        events = [made(number) for number in range(self.program.events)]
+        run = self.last = _Run(self.compiler, bound, events, steps, workers)
+        if self.recorder is not None:
+            self.recorder.begin(run.env)
         if self.workers:
             self._dispatch(run)
         else:
@@ -83,18 +99,28 @@ class CpuBackend:
             # An interrupt, or a node that wants the process to end, is no failure of the node.
             if step is None or not isinstance(error, Exception):
                 raise error
+            if self.recorder is not None:
+                refuse(self.recorder.end(ended=False), error)
             raise ExecutionError(
                 f"node {step.name} ({step.where}) failed: {error}", node=step.name, where=step.where
             ) from error
+        if self.recorder is not None:
+            refuse(self.recorder.end(ended=True))
         return self.compiler.outputs(run.env)
+
+    @property
+    def record(self) -> RunRecord | None:
+        """What really happened in the last run, with ``debug``."""
+        return None if self.recorder is None else self.recorder.last
 
     @property
     def timeline(self) -> Timeline:
         """What happened in the last run."""
         run, device = self.last, self.program.device
         began = run.began if run else 0
-        start = np.array(run.start if run else [-1] * len(self.program.activities), dtype=np.int64)
-        end = np.array(run.end if run else start, dtype=np.int64)
+        never = [-1] * len(self.program.activities)
+        end = np.array(run.end if run else never, dtype=np.int64)  # first: a run that goes on has started what ended
+        start = np.array(run.start if run else never, dtype=np.int64)
         return self.program.plan.with_times(
             np.where(start < 0, np.nan, (start - began) * 1e-9),
             np.where(end < 0, np.nan, (end - began) * 1e-9),
@@ -119,6 +145,8 @@ class CpuBackend:
         name, items = next(iter(self.queues.items()), ("", []))
         stream = next((stream for stream in self.program.streams if stream.name == name), None)
         before = torch.get_num_threads()
+        if self.recorder is not None:
+            self.recorder.enter(name)
         try:
             torch.set_num_threads(self._threads(stream))
             with torch.no_grad():
@@ -152,6 +180,8 @@ class CpuBackend:
         def work() -> None:
             torch.get_num_threads()  # the first call in a thread takes what was last set anywhere
             torch.set_num_threads(threads)  # per thread: without it every worker makes a team of all cores
+            if self.recorder is not None:
+                self.recorder.enter(stream.name)
             ready.put(None)
             last: _Run | None = None
             with torch.no_grad():
@@ -211,6 +241,13 @@ class CpuBackend:
                 event.release()  # for whoever else waits for it
             else:
                 run.events[item.event].release()
+
+
+def _held(number: int) -> Happening:
+    """An event that has not happened: a lock that is held."""
+    lock = threading.Lock()
+    lock.acquire()
+    return lock
 
 
 def _told(failure: tuple[Step | None, BaseException]) -> str:

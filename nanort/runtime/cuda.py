@@ -22,16 +22,26 @@ import torch
 from nanort.driver import Driver
 from nanort.errors import BackendError, CapacityError, DriverError, ExecutionError, HangError
 from nanort.programs.program import Program
+from nanort.programs.record import RunRecord
 from nanort.runtime import faults
 from nanort.runtime.buffers import SLOTS, bound_on, buffers, is_read_by_host, pageable
-from nanort.runtime.kernels import supported
+from nanort.runtime.kernels import references, supported
 from nanort.runtime.marks import Marks, Run
 from nanort.runtime.partitions import partitions
 from nanort.runtime.queues import Queue, handles, joining, queue, work
+from nanort.runtime.recorded import CudaRecorder
+from nanort.runtime.recorder import refuse
 from nanort.timeline.events import Timeline
 
-_HUNG: list[object] = []
+_HUNG: list[tuple[ExitStack, object]] = []
 """What closed backends cannot give back, since a node of theirs hangs and may still write to their memory."""
+
+
+def release_hung() -> None:
+    """Gives back what closed backends could not, once everything on the device has ended."""
+    while _HUNG:
+        held, _ = _HUNG.pop()
+        held.close()
 
 
 class CudaBackend:
@@ -48,6 +58,8 @@ class CudaBackend:
         budget: bytes of the device that it may take, besides constants and states, and what references and libraries
             allocate on the way.
         strict: whether a kernel that does not take its arguments is an error; otherwise its reference runs.
+        wait: whether the host waits for the end of a run that leaves something there.
+        debug: whether runs are recorded and judged, for which the host waits for their end.
 
     Raises:
         BackendError: the program was planned for another GPU, or cannot run on any.
@@ -68,14 +80,15 @@ class CudaBackend:
         budget: int | None = None,
         strict: bool = False,
         wait: bool = True,
+        debug: bool = False,
     ) -> None:
         if timeout is not None and not timeout > 0:
             raise BackendError(f"timeout={timeout!r}: give more than zero seconds, or None to wait for ever")
         if budget is not None and not budget > 0:
             raise CapacityError(f"budget={budget!r}: give bytes of the device, more than none, or None for no limit")
         faults.refuse_poisoned(driver)
-        program = supported(program, strict=strict)
-        self.program, self.driver, self.timeout = program, driver, timeout
+        program = supported(program, strict=strict) if driver.runs_kernels else references(program)
+        self.program, self.timeout = program, timeout
         self.device = torch.device(driver.device)
         lent = partitions(driver, program.device)
         if lent.fallback and any(stream.group and stream.group.units for stream in program.streams):
@@ -86,7 +99,14 @@ class CudaBackend:
             self._marks = Marks.make(program, driver, held, trace=trace, watched=timeout is not None, capture=capture)
             self._handles = handles(program, driver, lent, held, self._marks)
             self._buffers = buffers(program, bound, driver, budget)
+            self._recorder: CudaRecorder | None = None
+            if debug:
+                self._recorder = CudaRecorder(program, driver, self._handles, self._buffers, self.device)
+                driver = self._recorder.driver
+            self.driver = driver
             self._work = [work(program, driver, self._handles, self._buffers, slot, self.device) for slot in SLOTS]
+            if self._recorder is not None:
+                self._work = [self._recorder.watched(self._work[slot], slot) for slot in SLOTS]
             driver.record(self._handles.arrived, 0)  # what torch lent may still be used by the caller's stream
             driver.wait(self._handles.main, self._handles.arrived)
             self._held = held.pop_all()
@@ -97,7 +117,7 @@ class CudaBackend:
         self._queues: dict[int, Queue] = {}
         self._graphs: dict[int, int] = {}
         self._capture, self._warm = capture, False
-        self._synchronous = timeout is not None or (wait and is_read_by_host(program))
+        self._synchronous = debug or timeout is not None or (wait and is_read_by_host(program))
         self._watch = faults.Watch(program, self._marks)
         self._last: Run | None = None
         self._slot = 0  # of the next run
@@ -140,6 +160,8 @@ class CudaBackend:
             self._recover(error)
             raise
         self._loose, self._warm, self._slot = False, True, 1 - run.slot
+        if self._recorder is not None:
+            refuse(self._recorder.end())
         return dict(self._outputs[run.slot])
 
     @property
@@ -157,6 +179,11 @@ class CudaBackend:
             self._recover(error)
             raise
         return self._timeline
+
+    @property
+    def record(self) -> RunRecord | None:
+        """What was really asked of the driver in the last run, and what it touched, with ``debug``."""
+        return None if self._recorder is None else self._recorder.record()
 
     def close(self) -> None:
         """Waits for the last run, then gives streams, events, graphs and memory back.
@@ -187,6 +214,8 @@ class CudaBackend:
         self._loose = True
         self._flying += 1
         self._watch.begin(self._last)
+        if self._recorder is not None:
+            self._recorder.begin(self._slot)
         return self._last
 
     def _take(self, given: dict[int, torch.Tensor], slot: int) -> None:
@@ -294,6 +323,8 @@ class CudaBackend:
         self._work, self._queues, self._outputs = [], {}, []
         self._buffers = replace(self._buffers, slots=({}, {}), scratch={}, memory_bytes=0)
         self._last, self._loose = None, False
+        if self._recorder is not None:
+            self._recorder.close()
         with suppress(DriverError) if self.driver.poisoned else ExitStack():
             held.close()
 

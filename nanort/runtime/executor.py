@@ -11,9 +11,10 @@ import torch
 
 from nanort import driver
 from nanort.devices import Device
-from nanort.errors import BackendError, PoisonedError
+from nanort.errors import BackendError, DriverError, PoisonedError
 from nanort.programs.lower import lower
 from nanort.programs.program import Program
+from nanort.programs.record import RunRecord
 from nanort.runtime import faults
 from nanort.runtime.buffers import bound_on
 from nanort.runtime.cpu import CpuBackend
@@ -36,6 +37,11 @@ class Backend(Protocol):
     @property
     def timeline(self) -> Timeline:
         """What happened in the last run, all of it or up to the failure."""
+        ...
+
+    @property
+    def record(self) -> RunRecord | None:
+        """What really happened in it; None where nobody looked."""
         ...
 
     def close(self) -> None:
@@ -69,10 +75,14 @@ class Executor:
             Otherwise the node runs its reference, and the log ("nanort") has a line about it.
         wait: of cuda: whether a call returns only when outputs on the host are there. Otherwise they are there when the
             caller's stream has come past the run: queue an event there, and wait for that.
+        debug: whether every run is recorded, see ``record``, and judged when it has ended: by the order that its
+            streams really had, and by the bytes that its nodes really touched. Runs take several times as long, and a
+            call returns when the run has ended.
 
     A run that fails raises ExecutionError with the node's name and the line that made it, leaves ``timeline`` as far as
     it came, and the executor can run again. After a fault of the GPU itself nothing can run on it in this process any
-    more: PoisonedError names the nodes that are suspected.
+    more: PoisonedError names the nodes that are suspected. With ``debug`` a run that touched what it did not declare,
+    or that nothing kept in order, raises RecordError, which names both nodes, the bytes, and the wait that is missing.
 
     Raises:
         InputError: constants or states are missing, unknown, or of a wrong shape, dtype or device.
@@ -95,24 +105,30 @@ class Executor:
         budget: int | None = None,
         strict: bool = False,
         wait: bool = True,
+        debug: bool = False,
     ) -> None:
         self.program = schedule if isinstance(schedule, Program) else lower(schedule)
         self._closed = False
         self._backend: Backend
         kind, where = resolve(backend, self.program.device)
         if kind == "sim":
+            if debug:
+                raise BackendError(
+                    "debug=True records what really runs, and backend='sim' runs nothing: choose 'cpu' or 'cuda', or "
+                    "ask program.hazards()"
+                )
             self._backend = SimulatedBackend(self.program)
             return
         if kind == "cuda":
             try:
                 self._backend = CudaBackend(
                     self.program, self._bound(where, constants, states), driver=driver.current(), trace=trace,
-                    capture=capture, timeout=timeout, budget=budget, strict=strict, wait=wait,
+                    capture=capture, timeout=timeout, budget=budget, strict=strict, wait=wait, debug=debug,
                 )  # fmt: skip  # what is said by its name
                 return
             except BackendError as error:
                 _or_else(backend, error)
-        self._backend = CpuBackend(self.program, self._bound("cpu", constants, states), trace=trace)
+        self._backend = CpuBackend(self.program, self._bound("cpu", constants, states), trace=trace, debug=debug)
 
     def _bound(
         self, where: str, constants: Mapping[str, torch.Tensor] | None, states: Mapping[str, torch.Tensor] | None
@@ -130,6 +146,17 @@ class Executor:
     def timeline(self) -> Timeline:
         """What happened in the last run: a Timeline to print, save, or compare with ``schedule.timeline()``."""
         return self._backend.timeline
+
+    @property
+    def record(self) -> RunRecord:
+        """What really happened in the last run, which ``print`` shows step by step.
+
+        Raises:
+            BackendError: nothing was recorded.
+        """
+        if (found := self._backend.record) is None:
+            raise BackendError("there is no record: make the executor with debug=True, and run it")
+        return found
 
     @property
     def host_inputs(self) -> dict[str, torch.Tensor]:
@@ -184,7 +211,7 @@ def resolve(backend: str, device: Device) -> tuple[str, str]:
 
 def _or_else(backend: str, error: BackendError) -> None:
     """Raises ``error`` unless the cpu may take over, which is said in a line where a GPU is left idle."""
-    if backend == "cuda" or isinstance(error, PoisonedError):
+    if backend == "cuda" or isinstance(error, (DriverError, PoisonedError)):
         raise error
     if torch.cuda.is_available():
         warnings.warn(f"running on the cpu, not on the GPU: {error}", RuntimeWarning, stacklevel=2)

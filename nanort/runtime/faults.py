@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from time import monotonic, sleep
 
 from nanort.driver import Driver
 from nanort.errors import DeviceMemoryError, DriverError, ExecutionError, HangError, PoisonedError
@@ -52,13 +51,14 @@ class Watch:
         Raises:
             HangError: for ``timeout`` seconds no activity has ended.
         """
-        deadline = monotonic() + timeout
+        time = self._marks.driver.time
+        deadline = time.now() + timeout
         while not happened():
             if self.look():
-                deadline = monotonic() + timeout
-            elif monotonic() > deadline:
+                deadline = time.now() + timeout
+            elif time.now() > deadline:
                 raise self._hang(timeout)
-            sleep(POLL_SECONDS)
+            time.wait(time.now() + POLL_SECONDS)
 
     def poisoned(self, error: BaseException, runs: int) -> PoisonedError:
         """What is raised after ``error`` left the device unusable, while the last ``runs`` may not have ended."""

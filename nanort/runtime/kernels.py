@@ -105,6 +105,16 @@ def supported(program: Program, *, strict: bool = False) -> Program:
     return replace(program, instructions=tuple(instructions)) if told else program
 
 
+def references(program: Program) -> Program:
+    """The program with references in place of all kernels, for a device that runs none."""
+    return replace(
+        program,
+        instructions=tuple(
+            replace(step, kernel=REFERENCE) if isinstance(step, Launch) else step for step in program.instructions
+        ),
+    )
+
+
 def refusal(program: Program, step: Launch) -> str:
     """Why the kernel of a launch does not take its arguments; "" if it does.
 

@@ -152,3 +152,15 @@ def partitions(driver: Driver, device: Device | None = None) -> Partitions:
     if device is not None:
         made.check(device)
     return made
+
+
+def forget(driver: Driver) -> None:
+    """Destroys what was made for a driver that nobody uses any more; a later one is split anew.
+
+    Raises:
+        DriverError: the driver failed to destroy something; the rest is destroyed nevertheless.
+    """
+    with _LOCK:
+        made = _MADE.pop(driver, None)
+    if made is not None:
+        made.close()

@@ -31,6 +31,10 @@ class SimulatedBackend:
             self._timeline = simulate_program(self.program)
         return self._timeline
 
+    @property
+    def record(self) -> None:
+        """Nothing really happened."""
+
     def close(self) -> None:
         """Nothing is held."""
 

@@ -1,4 +1,8 @@
-"""Thousands of random graphs, cuts and placements: cut graphs equal the whole, executors equal eager bit for bit."""
+"""Thousands of random graphs, cuts and placements: cut graphs equal the whole, executors equal eager bit for bit.
+
+With --soak ten thousand of them run on real threads, which take turns every microsecond, while operators sleep for
+random times.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,7 @@ import random_dags
 from nanort import graphs
 
 SEEDS = pytest.mark.parametrize("first", range(0, 700, 100))
+SOAKED = 477  # seeds of each seventh of them, of three families: 10,017 graphs
 
 
 @pytest.fixture(autouse=True)
@@ -27,8 +32,13 @@ def _switching() -> Iterator[None]:
 
 @SEEDS
 @pytest.mark.parametrize("make", random_dags.FAMILIES)
-def test_random_placements_are_bit_for_bit_eager(make: random_dags.Family, first: int) -> None:
-    for seed in range(first, first + 100):
+def test_random_placements_are_bit_for_bit_eager(
+    make: random_dags.Family, first: int, pytestconfig: pytest.Config
+) -> None:
+    seeds = range(first, first + 100)
+    if pytestconfig.getoption("soak"):
+        seeds = range(first // 100 * SOAKED, (first // 100 + 1) * SOAKED)
+    for seed in seeds:
         rng = random.Random(seed)
         graph, tensors = make(seed)
         schedule = random_dags.placed(random_dags.cut(graph, rng), rng)
