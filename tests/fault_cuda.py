@@ -74,7 +74,7 @@ class OnGpu(Trial):
             fake.spoil_graph(backend._graphs[backend._slot], 1 + at, how)  # after the mark of its beginning
         else:
             method = self.sites[at].method
-            fake.spoil(method, self.nth(at, method), how)
+            fake.spoil_at(method, self.nth(at, method), how)
 
     def note(self, phase: str, fault: str, said: str, then: str, left: str = NOTHING) -> None:
         self.matrix.note(self.backend, phase, fault, said, then, left)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from fake_driver import FakeDriver, Stream
-from fake_gpu import Node
+from fake_driver import FakeDriver
 from fault_table import (
     HANG,
 )
 from nanort import driver
+from nanort.driver.work import Node
 from nanort.programs.program import Copy, Launch, Program, Record, Wait
 from nanort.runtime import faults
 from nanort.runtime import partitions as lending
@@ -30,7 +30,7 @@ class Saboteur(FakeDriver):
         self.spoilt: dict[tuple[str, int], str] = {}
         self.grant: int | None = None
 
-    def spoil(self, method: str, nth: int, how: str) -> None:
+    def spoil_at(self, method: str, nth: int, how: str) -> None:
         """What the ``nth`` call of ``method`` from now on queues hangs, or fails with the message ``how``."""
         self.spoilt[method, self.count(method) + nth] = how
 
@@ -38,7 +38,7 @@ class Saboteur(FakeDriver):
         """The same for what stands at ``position`` in a captured graph, in all replays."""
         node = self._graphs[graph].nodes[position]
         node.hangs = how == HANG
-        node.work = node.work if node.hangs else self._guarded(self._failing(how))
+        node.work = node.work if node.hangs else self._failing(how)
 
     def heal(self) -> None:
         """Nothing is refused, spoilt or hangs any more."""
@@ -51,41 +51,21 @@ class Saboteur(FakeDriver):
         found = super().granted(context)
         return found if self.grant is None else self.grant
 
-    @property
-    def pinned(self) -> int:
-        """Pieces of pinned memory."""
-        return len(self._pinned)
-
-    def _poison(self, why: str) -> None:
-        """Lets go of what was queued too, since it is never carried out."""
-        super()._poison(why)
-        ends = [stream.last for stream in self._streams.values() if stream.last]
-        for node in [*self._gpu._unfinished(ends, "after")]:
-            node.work, node.after, node.heirs = None, [], []
-
-    def _add(
-        self,
-        queue: Stream,
-        work: Callable[[], object] | None = None,
-        seconds: float = 0.0,
-        *,
-        also: Node | None = None,
-        hangs: bool = False,
-    ) -> Node:
+    def spoil(self, node: Node) -> None:
+        super().spoil(node)
         how = self.spoilt.get((self._method, self.count(self._method)), "")
+        node.hangs = node.hangs or how == HANG
         if how and how != HANG:
-            work = self._failing(how)
-        return super()._add(queue, work, seconds, also=also, hangs=hangs or how == HANG)
+            node.work = self._failing(how)
 
 
 @contextmanager
 def machine(fake: Saboteur) -> Iterator[Saboteur]:
-    """``fake`` is the machine's GPU, time goes on while the host waits; afterwards nothing is left of either."""
-    now, before, free = [0.0], held(), fake.memory
+    """``fake`` is the machine's GPU, asked seldom; afterwards nothing of it is left."""
+    before, free = held(), fake.memory
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(driver, "current", lambda: fake)
-        patch.setattr(faults, "monotonic", lambda: now[0])
-        patch.setattr(faults, "sleep", lambda seconds: now.__setitem__(0, now[0] + 20 * seconds))
+        patch.setattr(faults, "POLL_SECONDS", 20 * faults.POLL_SECONDS)
         yield fake
     if made := lending._MADE.pop(fake, None):
         made.close()

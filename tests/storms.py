@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nanort.checkpoints.tokenizer import ByteTokenizer
-from nanort.serving.clock import VirtualClock
+from nanort.clock import VirtualClock
 from nanort.serving.engine import Engine
 from nanort.serving.kv_cache import PagedKVCache
 from nanort.serving.requests import Output, Request

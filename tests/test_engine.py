@@ -5,9 +5,9 @@ from collections import deque
 import pytest
 
 from nanort.checkpoints.tokenizer import ByteTokenizer
+from nanort.clock import VirtualClock
 from nanort.errors import CacheFullError, DriverError, ExecutionError, OverloadedError, PoisonedError, RequestError
 from nanort.serving.batching import Batch
-from nanort.serving.clock import VirtualClock
 from nanort.serving.engine import Engine, StepRecord
 from nanort.serving.kv_cache import PagedKVCache
 from nanort.serving.requests import Output, Request

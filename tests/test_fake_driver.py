@@ -152,7 +152,7 @@ def test_streams_overlap_in_time_and_waits_order_them() -> None:
     driver.record(end, one)
     driver.synchronize(end)
     assert [driver.seconds(begin, event) for event in (first, second, end)] == [2.0, 3.0, 5.0]
-    assert driver.clock == 5.0
+    assert driver.time.now() == 5.0
 
 
 def capture(driver: FakeDriver, log: list[str]) -> tuple[int, int]:
@@ -210,7 +210,7 @@ def test_external_event_keeps_its_state_until_a_replay_reaches_it() -> None:
         driver.record(end, stream)
         driver.synchronize(end)
         assert driver.seconds(first, last) == pytest.approx(1e-6)
-        driver.clock += seconds
+        driver.time.wait(driver.time.now() + seconds)
     driver.destroy_event(first)
     with pytest.raises(DriverError, match="no event"):
         driver.launch_graph(graph, stream)

@@ -166,10 +166,10 @@ def test_a_gpu_is_given_only_what_is_on_it_but_for_pages_of_the_host(
     monkeypatch.setattr("nanort.driver.current", lambda: driver)
     there, run = Ferry.there, Executor.__call__
 
-    def noting(ferry: Ferry, tensors: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
-        found, kept = there(ferry, tensors)
+    def noting(ferry: Ferry, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        found = there(ferry, tensors)
         ferried.update(map(id, found.values()))
-        return found, kept
+        return found
 
     def judging(executor: Executor, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
         nonlocal moved

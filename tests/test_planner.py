@@ -96,6 +96,16 @@ def test_a_search_in_the_background_that_fails_leaves_the_serial_plan_and_a_line
     planner.close()
 
 
+def test_a_search_that_ctrl_c_cut_short_is_no_answer() -> None:
+    def pressed(shape: Shape, graph: nr.Graph) -> Schedule:
+        return replace(Search()(shape, graph), truncated=True)
+
+    planner = Planner(doubling, pressed, CPU)
+    with pytest.raises(KeyboardInterrupt):
+        prompts(planner, [90])
+    assert planner.plans == ()
+
+
 def test_only_plans_that_gain_about_as_much_are_carried_over() -> None:
     config = replace(CONFIGS["llama-3-8b"], layers=6)
 

@@ -8,10 +8,10 @@ import pytest
 import nanort as nr
 from nanort.bench.arrivals import Arrival, arrivals
 from nanort.bench.serve import bench_serve
+from nanort.clock import VirtualClock, WallClock
 from nanort.errors import CapacityError, RequestError
 from nanort.graphs import CONFIGS
 from nanort.serving.batching import Batch
-from nanort.serving.clock import VirtualClock, WallClock
 from nanort.serving.engine import StepRecord
 from nanort.serving.sampling import SamplingParams
 from nanort.serving.simulated import Simulation

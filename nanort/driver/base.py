@@ -7,6 +7,7 @@ from typing import Protocol
 
 import torch
 
+from nanort.clock import Clock
 from nanort.driver.facts import Facts, Resource
 
 
@@ -19,10 +20,14 @@ class Driver(Protocol):
     Attributes:
         device: the torch device of values of the device, "cuda:0".
         poisoned: what happened to the device, or "".
+        time: what hosts that wait for it go by.
+        runs_kernels: whether kernels can run on it, or references alone.
     """
 
     device: str
     poisoned: str
+    time: Clock
+    runs_kernels: bool
 
     def facts(self) -> Facts:
         """The GPU's and the driver's names and versions, all of its SMs, and its copy engines."""

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from nanort.clock import Clock, WallClock
 from nanort.driver import facts as gpu
 from nanort.driver.facts import Facts, Resource
 from nanort.driver.failures import CudaErrors
@@ -70,6 +71,8 @@ class CudaDriver:
         BackendError: cuda-bindings is not installed.
     """
 
+    runs_kernels = True
+
     def __init__(self) -> None:
         try:
             import cuda.bindings.driver as cu
@@ -80,6 +83,7 @@ class CudaDriver:
         self._index = torch.cuda.current_device()
         self.device = f"cuda:{self._index}"
         self.poisoned = ""
+        self.time: Clock = WallClock()
         self._cu: Any = cu
         self._errors = CudaErrors(cu)
         self._not_ready = int(cu.CUresult.CUDA_ERROR_NOT_READY)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,6 +19,7 @@ from nanort.scheduling.bounds import NAMES, PHYSICAL, Bounds, bounds
 from nanort.scheduling.check import check
 from nanort.scheduling.explain import Difference, Explanation, diff, explain
 from nanort.scheduling.waits import Wait
+from nanort.timeline import picture
 from nanort.timeline.events import Activity, Timeline
 from nanort.timeline.units import duration
 
@@ -107,6 +107,9 @@ class Schedule:
     def __str__(self) -> str:
         return f"{self.timeline().text()}\n{self!r}"
 
+    def _repr_html_(self) -> str:
+        return picture.html(self.timeline(), repr(self))
+
     def __repr__(self) -> str:
         cut = f" in {len({node.piece for node in self.graph.nodes})} nano-batches" if self.split else ""
         return (
@@ -173,11 +176,11 @@ class Schedule:
             awaited.setdefault(wait.node, []).append((place[wait.on], wait.reason))
         groups = {stream.name: stream.group.name if stream.group else "" for stream in self.streams}
         activities = []
-        flops: Counter[torch.dtype | None] = Counter({None: 0})
+        flops: dict[torch.dtype | None, float] = {None: 0.0}
         for assignment, cost in zip(self.assignments, self.alone, strict=True):
             node = self.graph.nodes[assignment.node]
             work = {name: getattr(node.demand, name) for name in ("flops", "hbm_bytes", "h2d_bytes", "d2h_bytes")}
-            flops[node.dtype] += node.demand.flops
+            flops[node.dtype] = flops.get(node.dtype, 0.0) + node.demand.flops
             activities.append(
                 Activity(
                     name=node.name,
@@ -204,7 +207,7 @@ class Schedule:
             kind="planned",
             device=self.device.name,
             sm_capacity=self.device.sms,
-            flops=self.device.rate(flops.most_common(1)[0][0]),
+            flops=self.device.rate(max(flops, key=flops.__getitem__)),
             hbm_bandwidth=self.device.hbm_bandwidth,
             h2d_bandwidth=self.device.h2d_bandwidth,
             d2h_bandwidth=self.device.d2h_bandwidth,

@@ -10,6 +10,7 @@ from itertools import count
 from typing import Literal
 
 from nanort.checkpoints.tokenizer import ByteTokenizer, Tokenizer
+from nanort.clock import Clock
 from nanort.errors import (
     CacheFullError,
     DriverError,
@@ -22,7 +23,6 @@ from nanort.errors import (
 from nanort.serving.admission import Admission
 from nanort.serving.batching import Batch
 from nanort.serving.beside import Besides
-from nanort.serving.clock import Clock
 from nanort.serving.kv_cache import PagedKVCache
 from nanort.serving.reply import Reply
 from nanort.serving.requests import CANCELLED, ERROR, LENGTH, STOP, Output, Request, TokenLogprobs

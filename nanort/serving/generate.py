@@ -13,12 +13,12 @@ import torch
 
 from nanort.checkpoints.tokenizer import ByteTokenizer, Tokenizer
 from nanort.checkpoints.weights import find_smollm2, load_weights, open_checkpoint
+from nanort.clock import WallClock
 from nanort.costs.profile import Profile
 from nanort.devices import Device
 from nanort.devices import device as find_device
 from nanort.errors import ClosedError, NanortError, RequestError
 from nanort.graphs import CONFIGS, DecoderConfig, random_weights
-from nanort.serving.clock import WallClock
 from nanort.serving.engine import Engine
 from nanort.serving.ferry import Ferry
 from nanort.serving.host_store import HostStore
@@ -89,7 +89,10 @@ class LLM:
             is used where no other is measured to be.
         background: whether steps that no plan suits run serially while a better plan is searched for; without it they
             wait for it, so that equal requests give equal plans.
+        timeout: seconds in which some node of a step has to end on a GPU; then the requests of the step fail with the
+            node's name. The host then waits for every step where it is queued.
         trace: a folder that keeps the timeline of every step, and what became of each request in it.
+        debug: whether every step is recorded and judged, see nanort.Executor; steps take several times as long.
 
     >>> from nanort.graphs import CONFIGS, random_weights
     >>> config = CONFIGS["tiny"]
@@ -120,14 +123,16 @@ class LLM:
         measured: bool = False,
         guard: bool = True,
         background: bool = False,
+        timeout: float | None = None,
         trace: Path | str | None = None,
+        debug: bool = False,
     ) -> None:
         if min(page_size, max_rows, seats, 1 if cache_tokens is None else cache_tokens) < 1:
             raise RequestError(f"{page_size=}, {max_rows=}, {cache_tokens=}, {seats=}: give at least 1 of each")
         self.config, self.tokenizer, self.profile = config, tokenizer, profile
         self.device = device or find_device("cpu")
         self.dtype = weights[EMBEDDING].dtype
-        ferry = Ferry(self.device)
+        ferry = Ferry(self.device, timeout)
         each = page_bytes(config, page_size, self.dtype)
         if memory is None and ferry.waits:
             memory = int(PART * self.device.memory_bytes)
@@ -153,7 +158,15 @@ class LLM:
         traced = bool(trace)
         capacity = GPU_PLANS if ferry.waits else CPU_PLANS
         self._bank = PlanBank(
-            planner, weights, states, capacity=capacity, budget=budget, trace=traced or not ferry.waits
+            planner,
+            weights,
+            states,
+            capacity=capacity,
+            budget=budget,
+            trace=traced or not ferry.waits,
+            debug=debug,
+            backend=ferry.backend,
+            timeout=timeout,
         )
         store = HostStore(config, self.cache.host_pages, page_size, self.dtype) if self.cache.host_pages else None
         self.engine = Engine(

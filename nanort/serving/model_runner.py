@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from time import perf_counter
 
 import torch
 
+from nanort.clock import Clock, WallClock
 from nanort.errors import DriverError, NanortError, PoisonedError
 from nanort.serving.batching import Batch, Rows
 from nanort.serving.ferry import Ferry, Voyage
@@ -21,6 +21,7 @@ from nanort.serving.plans import PlanBank
 from nanort.serving.runner import Result
 from nanort.serving.shapes import Shape
 from nanort.serving.steps import Steps
+from nanort.serving.threads import Threads, one_thread
 from nanort.timeline.events import Timeline
 
 
@@ -31,7 +32,6 @@ class _Flight:
     voyage: Voyage
     began: float
     seconds: float
-    kept: torch.Tensor | None = None
     saved: Mapping[str, torch.Tensor] | None = None
     timeline: Timeline | None = None
 
@@ -50,6 +50,8 @@ class ModelRunner:
         store: the pages of the host tier; None where there is none.
         ferry: brings inputs to the device and tokens back.
         trace: whether results have timelines.
+        clock: by which steps are timed; by default the machine's.
+        threads: starts the thread.
     """
 
     def __init__(
@@ -62,12 +64,15 @@ class ModelRunner:
         store: HostStore | None = None,
         *,
         trace: bool = False,
+        clock: Clock | None = None,
+        threads: Threads = one_thread,
     ) -> None:
         self.layers = steps.config.layers
         self.trace = trace
         self._steps, self._bank, self._cache, self._ferry = steps, bank, cache, ferry
         self._states, self._store = states, store
-        self._thread = ThreadPoolExecutor(1, "nanort steps")
+        self._clock: Clock = WallClock() if clock is None else clock
+        self._thread = threads("nanort steps")
         self._flying: deque[tuple[Batch, Future[_Flight]]] = deque()
         self._keeping: Future[None] | None = None  # the pages saved last, on their way into the store
         self._ended = 0.0  # when the device was done with the batch collected last
@@ -96,9 +101,8 @@ class ModelRunner:
             PoisonedError: so did the device.
         """
         batch, future = self._flying[0]
-        wait([future])  # an interrupt here, or in the wait for the device, leaves it in flight
         try:
-            flight = future.result()
+            flight = future.result()  # an interrupt here, or in the wait for the device, leaves it in flight
             fetched = self._ferry.wait(flight.voyage)
         except Exception as error:
             self._flying.popleft()
@@ -112,7 +116,7 @@ class ModelRunner:
         if self._store is not None and flight.saved is not None:
             # In the thread, and so before the batch after next, which may load these pages and writes where they are.
             self._keeping = self._thread.submit(self._store.keep, batch, flight.saved)
-        ended = perf_counter()
+        ended = self._clock.now()
         seconds = ended - max(flight.began, self._ended) if self._ferry.waits else flight.seconds
         self._ended = ended
         drawn = fetched["tokens"].tolist() if batch.shares else []
@@ -134,27 +138,30 @@ class ModelRunner:
         finally:
             self._thread.submit(self._bank.close)
             self._thread.shutdown()
+            self._ferry.close()
             self._bank.planner.close()
 
     def _run(self, batch: Batch, rows: Rows, shape: Shape) -> _Flight:
         """Queues a batch on the device; on the CPU, runs it."""
-        began, store, keeping = perf_counter(), self._store, self._keeping
+        began, store, keeping = self._clock.now(), self._store, self._keeping
         if keeping is not None and keeping.done():
             keeping.result()  # what it raises must not pass in silence
         if not batch.shares:
             if store is not None:
+                self._ferry.settle()  # the store reads and writes what steps before may still use
                 store.move(batch, self._states)
-            return _Flight(self._ferry.back({}), began, perf_counter() - began)
+            return _Flight(self._ferry.back({}), began, self._clock.now() - began)
         plan = self._bank.find(shape)
         given = rows.inputs(
             plan.layout, (plan.shape.requests, plan.shape.width), self._steps.seats, plan.shape.sampling
         )
         moved = {} if store is None else store.inputs(batch, plan.run.host_inputs)
         given |= {name: moved.pop(name) for name in ("swap_out", "swap_in") if name in moved}  # the rest is the host's
-        inputs, kept = self._ferry.there(given)
-        began = perf_counter()
+        inputs = self._ferry.there(given)
+        began = self._clock.now()
         outputs = plan.run(**inputs, **moved)
-        seconds = perf_counter() - began
+        seconds = self._clock.now() - began
+        timeline = plan.run.timeline if self.trace else None
         voyage = self._ferry.back({"tokens": outputs["tokens"], **likeliest(batch, outputs)})
         saved = outputs if batch.saves else None
-        return _Flight(voyage, began, seconds, kept, saved, plan.run.timeline if self.trace else None)
+        return _Flight(voyage, began, seconds, saved, timeline)

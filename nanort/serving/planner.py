@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from threading import Lock
@@ -19,6 +19,7 @@ from nanort.scheduling.replan import replan
 from nanort.scheduling.schedule import Schedule
 from nanort.scheduling.structures import SERIAL
 from nanort.serving.shapes import Shape, octaves
+from nanort.serving.threads import Threads, one_thread
 from nanort.timeline.units import counted
 
 LOG = logging.getLogger("nanort")
@@ -54,6 +55,7 @@ class Planner:
         carry: whether plans are carried over at all; what was measured for one shape says nothing of another.
         background: whether a step that no plan suits runs by a serial plan while a better one is searched.
         capacity: schedules that are kept.
+        threads: starts the thread that searches in the background.
 
     Attributes:
         made: schedules that steps asked for and that were not there.
@@ -70,6 +72,7 @@ class Planner:
         carry: bool = True,
         background: bool = False,
         capacity: int = 256,
+        threads: Threads = one_thread,
     ) -> None:
         self.device = device
         self.made = 0
@@ -79,7 +82,7 @@ class Planner:
         self._plans: OrderedDict[Shape, Planned] = OrderedDict()  # the one used last comes last
         self._known: dict[Shape, Shape] = {}  # for steps seen before, by their own buckets, whose plan they use
         self._searches: dict[Shape, Future[Planned]] = {}
-        self._thread = ThreadPoolExecutor(1, "nanort planner") if background else None
+        self._thread = threads("nanort planner") if background else None
         self._lock = Lock()
 
     @property
@@ -131,7 +134,10 @@ class Planner:
         return Planned(shape, self._serial(graph))
 
     def _searched(self, shape: Shape, graph: Graph) -> Planned:
-        return Planned(shape, self._search(shape, graph), searched=True)
+        schedule = self._search(shape, graph)
+        if schedule.truncated:  # by Ctrl-C, at which a search keeps the best so far: whoever waits for a step may not
+            raise KeyboardInterrupt
+        return Planned(shape, schedule, searched=True)
 
     def _carried(self, shape: Shape, graph: Graph) -> Planned | None:
         """The plan that was searched for the nearest shape carried over, where one is near and it still gains.

@@ -59,6 +59,9 @@ class PlanBank:
         capacity: how many executors are kept.
         budget: device bytes that they may hold; None for any.
         trace: whether runs are timed.
+        backend: what runs them.
+        timeout: of a GPU: seconds in which some node of a run has to end.
+        debug: whether runs are recorded and judged, see Executor.
 
     Raises:
         CapacityError: no plan could be kept.
@@ -73,10 +76,15 @@ class PlanBank:
         capacity: int = 128,
         budget: int | None = None,
         trace: bool = True,
+        backend: str = "auto",
+        timeout: float | None = None,
+        debug: bool = False,
     ) -> None:
         self.planner = planner
         self._bank: Bank[Planned, Plan] = Bank(capacity=capacity, budget=budget)
         self._constants, self._states, self._trace = constants, states, trace
+        self._backend, self._timeout = backend, timeout
+        self._debug = debug
 
     @property
     def plans(self) -> tuple[Plan, ...]:
@@ -108,6 +116,6 @@ class PlanBank:
         }
         run = Executor(
             planned.schedule, constants=bound["constant"], states=bound["state"], capture=True, trace=self._trace,
-            wait=False,
+            wait=False, backend=self._backend, timeout=self._timeout, debug=self._debug,
         )  # fmt: skip  # what is said by its name
         return Plan(planned.shape, planned.schedule, run)

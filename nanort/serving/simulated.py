@@ -11,6 +11,7 @@ from zlib import crc32
 
 import torch
 
+from nanort.clock import Clock, VirtualClock
 from nanort.costs.profile import Profile
 from nanort.costs.shipped import shipped
 from nanort.devices import Device
@@ -18,7 +19,6 @@ from nanort.errors import RequestError
 from nanort.graphs import DecoderConfig
 from nanort.scheduling.schedule import Schedule
 from nanort.serving.batching import Batch
-from nanort.serving.clock import Clock, VirtualClock
 from nanort.serving.engine import Engine
 from nanort.serving.kv_cache import PagedKVCache
 from nanort.serving.planner import Planner

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from nanort.bounded import lines
 from nanort.errors import FileError, RequestError, TruncatedFileError
 from nanort.serving.engine import StepRecord
 from nanort.timeline.units import duration, plain
@@ -99,7 +100,7 @@ def follow(folder: Path | str, request: str) -> tuple[Passage, ...]:
         raise FileError(f"there is no {PASSAGES} in {folder}: give the folder of a trace")
     found = []
     with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
+        for number, line in enumerate(lines(file, path), 1):
             passage = _read(f"{path}:{number}", line)
             if passage.request == request:
                 found.append(passage)

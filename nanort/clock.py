@@ -1,4 +1,4 @@
-"""Clock: the time that an engine goes by, the machine's or a simulation's."""
+"""Clock: the time that engines and executors go by, the machine's or a simulation's."""
 
 from __future__ import annotations
 

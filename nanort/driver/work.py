@@ -1,4 +1,4 @@
-"""FakeGpu: work that waits for work, carried out as late and in as odd an order as what it waits for allows."""
+"""Gpu: work that waits for work, carried out as late and in as odd an order as what it waits for allows."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ class Node:
         seconds: how long that takes.
         issued: the host's time at which it was queued.
         hangs: whether it never ends.
+        what: the call that queued it, "launch".
         end: the time at which it was done, or None.
     """
 
@@ -27,12 +28,13 @@ class Node:
     seconds: float = 0.0
     issued: float = 0.0
     hangs: bool = False
+    what: str = ""
     end: float | None = None
     heirs: list[Node] = field(default_factory=list)
     blockers: int = 0
 
 
-class FakeGpu:
+class Gpu:
     """Carries nodes out: at once and in order without a seed, else late and at random."""
 
     def __init__(self, seed: int | None) -> None:
@@ -79,8 +81,10 @@ class FakeGpu:
                 self._ready.append(node)
         self._keep_up()
 
-    def clear(self) -> None:
-        """Forgets what was queued: it is never carried out."""
+    def drop(self, ends: Collection[Node]) -> None:
+        """Forgets all that was queued before ``ends``: it is never carried out, and keeps nothing alive."""
+        for node in [*self._unfinished(ends, "after")]:
+            node.work, node.after, node.heirs = None, [], []
         self._ready.clear()
 
     def _keep_up(self) -> None:
@@ -110,3 +114,43 @@ class FakeGpu:
                 more = set(getattr(node, direction)) - seen
                 seen |= more
                 stack.extend(more)
+
+
+@dataclass(eq=False, slots=True)
+class Event:
+    """Its latest record, and the capture in which that was made; ``external`` ones are made by replays."""
+
+    timed: bool
+    record: Node | None = None
+    graph: Capture | None = None
+
+
+@dataclass(eq=False, slots=True)
+class Capture:
+    """What was captured, in the order it was queued, and the end of its latest replay."""
+
+    origin: int
+    nodes: list[Node] = field(default_factory=list)
+    externals: dict[Node, int] = field(default_factory=dict)  # events that each replay records
+    invalid: bool = False
+    last: Node | None = None
+
+
+@dataclass(eq=False, slots=True)
+class Stream:
+    """The end of what is queued on it, and of what is captured on it while it takes part in a capture."""
+
+    context: int
+    last: Node | None = None
+    captured: Node | None = None
+    joined: bool = False
+
+
+def ancestors(node: Node | None) -> set[Node]:
+    """All that ``node`` comes after, and itself."""
+    seen, stack = set(), [node] if node else []
+    while stack:
+        if (here := stack.pop()) not in seen:
+            seen.add(here)
+            stack.extend(here.after)
+    return seen
