@@ -43,7 +43,7 @@ class _Literal:
     """Marks a literal in a cache key, so that no shape is taken for one."""
 
 
-@lru_cache(maxsize=1 << 16)
+@lru_cache(maxsize=1 << 12)
 def _infer(op: Op, key: tuple[Any, ...], statics: tuple[tuple[str, Any, Any], ...]) -> Inferred:
     static = {name: value for name, _, value in statics}
     args = tuple(part[2] if part[0] is _Literal else meta(*part) for part in key)

@@ -182,7 +182,7 @@ def _signature(reference: Callable[..., Any]) -> tuple[tuple[str, ...] | None, f
     return positional, static
 
 
-@lru_cache(maxsize=1 << 16)
+@lru_cache(maxsize=1 << 12)
 def meta(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     """A tensor of that shape and dtype without memory, on which shape rules and demands run."""
     return torch.empty(shape, dtype=dtype, device="meta")

@@ -41,7 +41,7 @@ def test_documents_show_what_their_code_prints(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        exec(compile(code, path.name, "exec"), {"__name__": "__main__"})
+        exec(compile(code, path.name, "exec"), {"__name__": "__main__"})  # noqa: S102  # the project's own
     if pytestconfig.getoption("update_examples"):
         path.write_text(path.read_text(encoding="utf-8").replace(text, printed.getvalue()), encoding="utf-8")
     else:

@@ -31,15 +31,16 @@ def test_only_nanort_lands_in_site_packages() -> None:
     assert SETUPTOOLS["package-dir"] == {f"nanort.{name}": name for name in HOMES if name != "nanort"}
 
 
-def test_types_footprints_and_profiles_are_shipped() -> None:
+def test_types_footprints_profiles_and_the_report_are_shipped() -> None:
     """Whatever lies beside the sources is named, and nothing is named that is not there, profiles of GPUs apart."""
     (package,) = SETUPTOOLS["package-data"]
     assert package == "nanort"
-    named = [*SETUPTOOLS["package-data"][package]]
-    assert named.pop(named.index("costs/profiles/*.json"))
-    beside = {p.relative_to(ROOT / package).as_posix() for p in (ROOT / package).rglob("*") if p.is_file()}
-    data = {path for path in beside if not path.endswith((".py", ".pyc", ".nbi", ".nbc")) and "/profiles/" not in path}
-    assert data == set(named)
+    patterns = [*SETUPTOOLS["package-data"][package]]
+    assert patterns.pop(patterns.index("costs/profiles/*.json"))
+    named = [{*(ROOT / package).glob(pattern)} for pattern in patterns]
+    assert all(named)
+    beside = {path for path in (ROOT / package).rglob("*") if path.is_file() and path.parent.name != "profiles"}
+    assert {path for path in beside if path.suffix not in (".py", ".pyc", ".nbi", ".nbc")} == set().union(*named)
 
 
 def test_building_needs_no_torch() -> None:

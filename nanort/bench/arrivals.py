@@ -14,11 +14,14 @@ from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any, TextIO
 
+from nanort.bounded import content, lines
 from nanort.errors import FileError, RequestError, TruncatedFileError
 
 LONGEST = 1 << 24
 """Tokens that no prompt has: what is longer in a file is a mistake."""
 
+LARGEST = 2 << 30
+"""Bytes of a file of conversations: ShareGPT's has a third of it."""
 AZURE = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 """The columns of the Azure traces."""
 
@@ -153,7 +156,7 @@ def _drawn(like: Moments, seed: int) -> Iterator[Arrival]:
 def _azure(path: Path) -> Iterator[Arrival]:
     """The rows of a trace of Azure's, at the seconds that it states."""
     with _text(path) as file:
-        rows = csv.reader(file)
+        rows = csv.reader(lines(file, path))
         try:
             head = next(rows, [])
             if missing := [name for name in AZURE if name not in head]:
@@ -189,7 +192,7 @@ def _sharegpt(path: Path, count: Count | None) -> Iterator[Arrival]:
     if not path.is_file():
         raise FileError(f"there is no file {path}: give the path of ShareGPT's conversations")
     try:
-        data = json.loads(path.read_bytes())
+        data = json.loads(content(path, LARGEST))
     except (ValueError, RecursionError) as error:
         raise TruncatedFileError(f"{path} is not JSON ({error}): download it again") from error
     for turns in _conversations(path, data):

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+from nanort.bounded import content
 from nanort.checkpoints.gguf import GGUFFile, demo_package
 from nanort.checkpoints.gguf_tokenizer import backend_of, described_by
 from nanort.checkpoints.weights import read_json
@@ -14,6 +15,9 @@ from nanort.errors import FileError, RequestError, TruncatedFileError
 
 TURN_ENDS = ("<|eot_id|>", "<|im_end|>", "<|end|>")
 """What ends a turn in the chats of Llama 3, Qwen and Phi-3."""
+LARGEST, LONGEST_TEMPLATE = 256 << 20, 1 << 20
+"""Bytes of a tokenizer, and of a chat template."""
+
 _HOLES = 1 << 16  # ids without a token, which even a small vocabulary may have
 
 
@@ -190,8 +194,9 @@ def _of_folder(folder: Path) -> Tokenizer:
     if not path.is_file():
         raise FileError(f"there is no tokenizer.json in {folder}: sentencepiece's tokenizer.model alone is not read")
     tokenizers = demo_package("tokenizers")
+    data = content(path, LARGEST)
     with described_by(path):
-        backend = tokenizers.Tokenizer.from_file(str(path))
+        backend = tokenizers.Tokenizer.from_buffer(data)
     highest, size = max(backend.get_vocab().values(), default=0), backend.get_vocab_size()
     if highest > 16 * size + _HOLES:  # tokenizers counts up to it whenever it writes one down
         raise TruncatedFileError(f"{path} has a token {highest} in a vocabulary of {size}: download it again")
@@ -218,7 +223,7 @@ def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
     path = folder / "chat_template.jinja"
     try:
         if path.is_file():
-            return path.read_text(encoding="utf-8")
+            return content(path, LONGEST_TEMPLATE).decode()
     except UnicodeDecodeError as error:
         raise TruncatedFileError(f"{path} is not UTF-8 ({error}): download it again") from error
     template: Any = config.get("chat_template")

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from nanort.bounded import content
 from nanort.checkpoints.gguf import GGUFFile, demo_package
 from nanort.errors import (
     FileError,
@@ -188,7 +189,7 @@ def find_smollm2() -> Path | None:
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in the file ``path``."""
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(content(path))
     except FileNotFoundError as error:
         raise FileError(f"there is no {path.name} in {path.parent}: a checkpoint's folder has one") from error
     except (ValueError, RecursionError) as error:

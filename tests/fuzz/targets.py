@@ -17,6 +17,7 @@ import safetensors.torch
 import tokenizers
 import torch
 
+import kineto_profiles
 import nanort as nr
 from fuzz import mutations
 from fuzz.judge import Target
@@ -30,6 +31,8 @@ from nanort.costs.samples import Call, Place, Sample
 from nanort.costs.store import Store
 from nanort.errors import CostError, FileError, ModelError, ProblemError, RequestError, ScheduleError, TimelineError
 from nanort.graphs.config import DecoderConfig
+from nanort.http.bodies import ApiError, error_body
+from nanort.http.openai_api import parse
 from nanort.scheduling.problem import Problem
 from nanort.scheduling.schedule import Schedule
 from nanort.timeline.events import Timeline
@@ -69,6 +72,16 @@ GGUF_NAMES = {
     **{f"mlp.experts.{name}_proj": f"ffn_{name}_exps" for name in ("gate", "up", "down")},
     **{f"mlp.shared_expert.{name}_proj": f"ffn_{name}_shexp" for name in ("gate", "up", "down")},
 }  # fmt: skip
+SAID = [{"role": "system", "content": "Be short."}, {"role": "user", "content": [{"type": "text", "text": "Hi"}]}]
+CHATS: list[dict[str, Any]] = [
+    {"model": "m", "messages": SAID, "max_completion_tokens": 9, "stream": True, "user": "u", "n": 1,
+     "stream_options": {"include_usage": True}, "logprobs": True, "top_logprobs": 2, "temperature": 0.5},
+    {"model": "m", "messages": SAID[:1], "stop": ["a", "b"], "seed": 7, "top_p": 0.9, "tools": [], "logit_bias": {}},
+]  # fmt: skip
+COMPLETIONS: list[dict[str, Any]] = [
+    {"model": "m", "prompt": ["a", [1, 2]], "max_tokens": 9, "stop": "x", "top_k": 3, "logprobs": 2, "echo": False},
+    {"model": "m", "prompt": "é", "stop_token_ids": [0, 7], "ignore_eos": True, "include_stop_str_in_output": True},
+]  # fmt: skip
 PATTERSON = b"4 2\n5 3\n0 0 0 2 2 3\n4 2 1 1 4\n3 5 0 1 4\n0 0 0 0\n"
 RULE = b"*" * 72
 PSPLIB = b"\n".join([
@@ -101,6 +114,8 @@ def targets() -> dict[str, Target]:
                 tree, footprint.load, (FileError,)),
             Target("timeline", "timeline.json", (sound(_partial().save), sound(plan.timeline().save)), tree,
                    lambda path: repr(Timeline.load(path)), (FileError, TimelineError)),
+            Target("torch_profile", "profile.json", (sound(kineto_profiles.small().write), sound(_cpu_profile)), tree,
+                   lambda path: str(Timeline.from_torch_profile(path)), (FileError,)),
             Target("store", "store.sqlite", (sound(_store),), mutations.either(_database),
                    _read_store, (FileError, CostError)),
             Target("rcp", "problem.rcp", (PATTERSON,), mutations.either(mutations.words), Problem.read,
@@ -124,6 +139,10 @@ def targets() -> dict[str, Target]:
                     json.dumps({"chat_template": [{"name": "default", "template": CHAT}]}).encode()), tree,
                    lambda path: _read_tokenizer(path.parent), (FileError, ModelError), folder_of_model,
                    JINJA),
+            Target("chat", "body.json", tuple(json.dumps(body).encode() for body in CHATS), tree,
+                   partial(_read_body, True), (ApiError,), named=False),
+            Target("completion", "body.json", tuple(json.dumps(body).encode() for body in COMPLETIONS), tree,
+                   partial(_read_body, False), (ApiError,), named=False),
         ]  # fmt: skip
         return {target.name: target for target in found}
 
@@ -159,6 +178,13 @@ def _partial() -> Timeline:
         activity("c", "copy", "h2d", waits=((1, "state"),)),
     ]
     return Timeline(made, [0.0, 1e-3, np.nan], [1e-3, np.nan, np.nan], kind="measured", device="h200", failure="b")
+
+
+def _cpu_profile(path: Path) -> None:
+    stack = {"Call stack": "torch/nn/functional.py(1): f;b.py(2): g"}
+    operator = {"ph": "X", "cat": "cpu_op", "ts": 1, "dur": 2, "tid": 1, "args": stack}
+    rows = [operator | {"name": name} for name in ("aten::add", "autograd::x", "aten::mul")]
+    path.write_text(json.dumps({"traceEvents": rows}), encoding="ascii")
 
 
 def _store(path: Path) -> None:
@@ -200,6 +226,21 @@ def _use(tokenizer: Tokenizer) -> None:
 
 def _read_tokenizer(path: Path) -> None:
     _use(Tokenizer.of(path))
+
+
+def _read_body(chat: bool, path: Path) -> None:
+    """What a server does with it, up to the request; what it answers where it refuses one is JSON, and short."""
+    try:
+        parse(path.read_bytes(), chat=chat).params(room=16)
+    except ApiError as error:
+        _answer(error)
+        raise
+
+
+def _answer(error: ApiError) -> None:
+    answer = json.dumps(error_body(str(error), param=error.param, code=error.code))
+    assert len(answer) < 2000, answer[:300]
+    assert 400 <= error.status < 500
 
 
 def _read_weights(path: Path) -> None:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from nanort.bounded import content
 from nanort.errors import FileError, ProblemError, TruncatedFileError
 from nanort.scheduling.problem import Mode, Problem, Task
 
@@ -16,7 +17,7 @@ KINDS = {"renewable": "R", "nonrenewable": "N", "doubly constrained": "D"}
 
 def read(path: str | os.PathLike[str]) -> Problem:
     """The problem in a file; see :meth:`Problem.read`."""
-    text = Path(path).read_bytes().decode("latin-1")  # any byte is a letter
+    text = content(path).decode("latin-1")  # any byte is a letter
     text = text.removeprefix("\xef\xbb\xbf").rstrip("\x1a\r\n ")  # Windows begins files so, DOS ends them so
     lines = text.replace("\r\n", "\n").split("\n")
     first = next((line for line in lines if line.strip()), "")
