@@ -296,9 +296,9 @@ def main() -> None:
     except SystemExit as end:
         status = end.code
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
-    with suppress(BrokenPipeError):  # who read has left
-        sys.stdout.flush()
-        sys.stderr.flush()
+    for file in filter(None, (sys.stdout, sys.stderr)):  # a shell may have closed them
+        with suppress(BrokenPipeError):  # who read has left
+            file.flush()
     os._exit(status or 0)
 
 
@@ -306,7 +306,7 @@ def run_guarded(command: Callable[[], Any]) -> None:
     """Runs ``command``; a refusal of nanort's is printed without a traceback, exit code 1."""
     try:
         command()
-    except NanortError as error:
+    except (NanortError, OSError) as error:  # of a file or a folder that cannot be read or written
         typer.echo(f"{type(error).__name__}: {error}", err=True)
         sys.exit(1)
     except KeyboardInterrupt:

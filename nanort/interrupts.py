@@ -27,8 +27,8 @@ class CtrlC:
             raise KeyboardInterrupt
 
     def __enter__(self) -> CtrlC:
-        self._told, sys.unraisablehook = sys.unraisablehook, self._lost
         self._before = signal.signal(signal.SIGINT, self._press)
+        self._told, sys.unraisablehook = sys.unraisablehook, self._lost
         return self
 
     def __exit__(self, *_: object) -> None:

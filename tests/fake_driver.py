@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from threading import RLock
 from typing import Any
 
 from nanort.driver.simulated import KernelError, SimulatedDriver
 from nanort.driver.work import Node, Stream
 from nanort.errors import DriverError
 
-__all__ = ["FakeDriver", "KernelError", "Stream"]
+__all__ = ["FakeDriver", "KernelError", "Stream", "TwoThreads"]
 
 
 class FakeDriver(SimulatedDriver):
@@ -76,3 +78,26 @@ class FakeDriver(SimulatedDriver):
             node.hangs = number in self._hung
             if number in self._faults:
                 node.work = self._failing(self._faults[number])
+
+
+class TwoThreads(FakeDriver):
+    """The fake for a thread that queues and one that waits: calls take turns, and a capture is one of them.
+
+    On a GPU a capture concerns the thread alone that makes it.
+    """
+
+    def __init__(self, *, seed: int | None) -> None:
+        self._turn = RLock()
+        super().__init__(seed=seed)
+
+    @contextmanager
+    def _call(self, method: str, *arguments: object) -> Iterator[None]:
+        with self._turn:
+            try:
+                with super()._call(method, *arguments):
+                    yield
+            finally:
+                if method == "end_capture":
+                    self._turn.release()
+            if method == "begin_capture":
+                self._turn.acquire()

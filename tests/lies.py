@@ -214,6 +214,17 @@ def lost_wait() -> Lie:
     return replace(lie, program=replace(lie.program, instructions=kept), said=said)
 
 
+def lost_wait_for_a_view() -> Lie:
+    """A reference that returns a view reads it only when it is copied to its place."""
+    graph = nr.Graph("turned")
+    y = graph.call(torch.relu, graph.input("x", (4, 2), torch.float32), demand=WORK, name="first")
+    graph.output(z=graph.call(torch.t, y, demand=WORK, name="second", axes="whole"))
+    program = lower(graph, [0, 1])
+    kept = tuple(step for step in program.instructions if not isinstance(step, Wait))
+    said = ("read-after-write: second may read bytes 0:32 of 'first' before first has written it",)
+    return Lie(replace(program, instructions=kept), given(graph), said)
+
+
 def apart() -> Lie:
     """No lie: two nodes on two streams, neither of which waits for the other."""
     graph = nr.Graph("apart")
@@ -238,5 +249,12 @@ TOLD: tuple[Callable[[], Lie], ...] = (
 )  # fmt: skip
 """Lies that tell on every backend."""
 
-TOLD_BY_CPU: tuple[Callable[[], Lie], ...] = (*TOLD, returned_argument, returned_part, one_memory_twice, lost_wait)
+TOLD_BY_CPU: tuple[Callable[[], Lie], ...] = (
+    *TOLD,
+    returned_argument,
+    returned_part,
+    one_memory_twice,
+    lost_wait,
+    lost_wait_for_a_view,
+)
 """Elsewhere results and inputs are copied to places of their own, and programs are judged before they run."""

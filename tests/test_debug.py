@@ -228,6 +228,83 @@ def test_padding_may_share_scratch(way: str) -> None:
         run(**inputs | {"slots": torch.tensor([0, 8, 0])})
 
 
+@nr.op(demand=lies.WORK, writes=("s",), axes="whole")
+def summed(s: torch.Tensor, index: torch.Tensor, x: torch.Tensor) -> None:
+    s.scatter_reduce_(0, index[:, None].expand(x.shape), x, "sum")
+    s.index_add_(0, index, x)
+    s.index_put_((index,), x, accumulate=True)
+    s[index] = 0.0
+    s.T.unsqueeze(2).index_copy_(1, index[:0], x.T[:, :0].unsqueeze(2))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_rows_that_add_up_may_name_one_place_and_there_may_be_none(way: str) -> None:
+    graph = nr.Graph("sums")
+    s, x = graph.state("s", (4, 2), torch.float32), graph.input("x", (3, 2), torch.float32)
+    summed(s, graph.input("index", (3,), torch.int64), x, name="sum")
+    graph.output(y=graph.call(torch.neg, s, demand=lies.WORK, name="neg"))
+    tensors = lies.given(graph, index=torch.tensor([1, 1, 2]))
+    with running(lies.lower(graph, [0, 0]), tensors, way) as run:
+        run(x=tensors["x"], index=tensors["index"])
+
+
+@nr.op(demand=lies.WORK, writes=("kv",), cells={"kv": lambda layout, **_: layout.own_cells}, axes="rows")
+def sum_in(kv: torch.Tensor, k: torch.Tensor, slots: torch.Tensor, *, layout: Any = None) -> None:
+    kv.view(-1, 2).index_add_(0, slots, k)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_pieces_that_add_to_rows_of_their_own_do_not_cross(way: str) -> None:
+    graph = nr.Graph("sums", layout=nr.Layout(decode=4, kv_tokens=4))
+    kv, k = graph.state("kv", (4, 4, 2), torch.float32), graph.input("k", (4, 2), torch.float32, batch=0)
+    sum_in(kv, k, graph.input("slots", (4,), torch.int64, batch=0), name="add")
+    graph.output(k=graph.call(torch.neg, k, demand=lies.WORK, name="neg", axes="rows"))
+    cut = nr.nano_batch(graph, 2)
+    tensors = lies.given(cut, slots=torch.tensor([5, 8, 9, 6]))
+    with running(lies.lower(cut, [int(node.name == "add/1") for node in cut.nodes]), tensors, way) as run:
+        run(k=tensors["k"], slots=tensors["slots"])
+
+
+@pytest.mark.parametrize("way", WAYS[1:])
+def test_an_output_of_the_run_before_the_last_may_be_an_input(way: str) -> None:
+    chain = lies.chain()
+    with running(chain.program, chain.tensors, way) as run:
+        outputs = [run(x=chain.tensors["x"])["z"] for _ in range(2)]
+        for _ in range(4):
+            outputs.append(run(x=outputs[-2])["z"])
+
+
+@pytest.mark.parametrize("lanes", [[0, 0], [0, 1]])
+def test_a_run_that_was_interrupted_leaves_a_record(lanes: list[int]) -> None:
+    def pressed(x: torch.Tensor) -> torch.Tensor:
+        if x.device.type != "meta":
+            raise KeyboardInterrupt
+        return x + 1
+
+    graph = nr.Graph("interrupted")
+    y = graph.call(torch.neg, graph.input("x", (4, 2), torch.float32), demand=lies.WORK, name="first")
+    graph.output(z=graph.call(pressed, y, demand=lies.WORK, name="second"))
+    with running(lies.lower(graph, lanes), lies.given(graph), "cpu") as run:
+        with pytest.raises(KeyboardInterrupt):
+            run(x=torch.ones(4, 2))
+        assert not run.record.ended
+        assert "launch first;" in str(run.record)
+
+
+def test_cells_are_told_as_cells() -> None:
+    """Where two nodes touch all of a state that others index."""
+    graph = nr.Graph("cells", layout=nr.Layout(decode=4, kv_tokens=4))
+    kv, k = graph.state("kv", (4, 4, 2), torch.float32), graph.input("k", (4, 2), torch.float32, batch=0)
+    sum_in(kv, k, graph.input("slots", (4,), torch.int64, batch=0), name="add")
+    for name in ("one", "other"):
+        lies.add_to(kv, kv, name=name)
+    program = lies.lower(graph, [0, 0, 1])
+    racy = replace(program, instructions=tuple(s for s in program.instructions if not isinstance(s, Wait)))
+    found = [hazard for hazard in racy.hazards() if (hazard.first, hazard.second) == ("one", "other")]
+    assert found
+    assert {(hazard.unit, hazard.span) for hazard in found} == {("cells", (0, 4))}
+
+
 def test_scratch_has_to_be_rows_of_the_state() -> None:
     with pytest.raises(ShapeError, match=r"has no rows scratch=\(3, 5\)"):
         nr.Graph("none").state("s", (4, 2), torch.float32, scratch=(3, 5))

@@ -1,14 +1,10 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from threading import RLock
-
 import pytest
 import torch
 
 import nanort as nr
-from fake_driver import FakeDriver
+from fake_driver import FakeDriver, TwoThreads
 from nanort.checkpoints.tokenizer import ByteTokenizer
 from nanort.errors import ExecutionError, PoisonedError
 from nanort.graphs import CONFIGS, random_weights
@@ -25,29 +21,6 @@ TINY = CONFIGS["tiny"]
 WEIGHTS = random_weights(TINY, torch.float32, seed=1)
 PROMPTS = [[7], [1, 2, 3], list(range(40)), list(range(100, 180))]
 PARAMS = SamplingParams(max_new_tokens=12, ignore_eos=True)
-
-
-class TwoThreads(FakeDriver):
-    """The fake for a thread that queues and one that waits: calls take turns, and a capture is one of them.
-
-    On a GPU a capture concerns the thread alone that makes it.
-    """
-
-    def __init__(self, *, seed: int | None) -> None:
-        self._turn = RLock()
-        super().__init__(seed=seed)
-
-    @contextmanager
-    def _call(self, method: str, *arguments: object) -> Iterator[None]:
-        with self._turn:
-            try:
-                with super()._call(method, *arguments):
-                    yield
-            finally:
-                if method == "end_capture":
-                    self._turn.release()
-            if method == "begin_capture":
-                self._turn.acquire()
 
 
 def tokens(prompts: list[list[int]] = PROMPTS, **options: object) -> list[tuple[int, ...]]:

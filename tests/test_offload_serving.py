@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import nanort as nr
-from fake_driver import FakeDriver
+from fake_driver import TwoThreads
 from fake_runs import gpu
 from nanort.checkpoints.tokenizer import ByteTokenizer
 from nanort.errors import ExecutionError
@@ -137,7 +137,7 @@ def test_preemption_leaves_the_tokens_as_they_are(preempt: str, host_pages: int)
 def test_pages_come_and_go_on_a_gpu_whatever_its_streams_do_first(seed: int) -> None:
     # Of the order of log-probabilities, which torch computes on its own stream, the fake driver knows nothing.
     overlapped: dict[str, Any] = {"policy": "list", "guard": False, "device": nr.device("h200")}
-    with gpu(FakeDriver(seed=seed)), tiny(cache_tokens=88, host_cache=60 * HOST_PAGE, **overlapped) as llm:
+    with gpu(TwoThreads(seed=seed)), tiny(cache_tokens=88, host_cache=60 * HOST_PAGE, **overlapped) as llm:
         first, second = two_rounds(Judged(llm), logprobs=None)
     refuse_others([*first, *second])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 
@@ -132,7 +133,7 @@ def _continued(config: DecoderConfig, prompts: Sequence[tuple[int, ...]]) -> lis
     texts = [list(prompt) for prompt in prompts]
     graph = _whole_texts(config)
     rows, kv = torch.arange(BATCH * ROWS), (BATCH, 2, ROWS, config.kv_heads, config.head_dim)
-    constant = {
+    constant: dict[str, Any] = {
         "positions": rows % ROWS,
         "slots": rows,
         "requests": rows // ROWS,

@@ -23,9 +23,6 @@ Place = tuple[int, int]
 DEVICE, HOST, APART = 0, 1, 2
 """Spaces: the two arenas of a memory plan; from there on one for each buffer, and one for the cells of each."""
 
-FIRST_CELL = -2
-"""Cells are numbered from here on: besides a step's rows there are those of history and of elsewhere."""
-
 
 @dataclass(frozen=True, slots=True)
 class Accesses:
@@ -115,7 +112,7 @@ def stated(
                 for low, high in spans if boxed else ((0, whole.nbytes),):
                     yield at, space, low, high, writes * (cells is None), buffer
             space, shift, writes = APART + len(places) + buffer, 0, writes * (not boxed)
-            spans = cells if cells is not None else ((FIRST_CELL, states.above[buffer]),)
+            spans = cells if cells is not None else ((0, states.above[buffer]),)
         for low, high in spans:
             yield at, space, shift + low, shift + high, writes, buffer
 
@@ -148,7 +145,7 @@ def _indexed(program: Program) -> dict[int, int]:
             for access in (*step.reads, *step.writes) if isinstance(step, Launch) else step.reads:
                 if (cells := access.region.cells) is not None:
                     index = by_root[access.root]
-                    above[index] = max(above.get(index, 0), *(high for _, high in cells), 0)
+                    above[index] = max(above.get(index, 1), *(high for _, high in cells), 1)
     return above
 
 

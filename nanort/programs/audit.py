@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from operator import itemgetter
 
 from nanort.layout import Cells
 from nanort.programs.accesses import ranges, touched
@@ -48,7 +50,8 @@ def skipped(record: RunRecord) -> Iterator[Hazard]:
 
     asked, happened = _by_stream(program.instructions), _by_stream([done.step for done in record.steps])
     for stream, expected in asked.items() if record.ended else ():
-        found = [sign for sign in happened.get(stream, ()) if sign in expected]
+        known = set(expected)
+        found = [sign for sign in happened.get(stream, ()) if sign in known]
         for should, did in zip([*expected, None], [*found, None], strict=False):
             if should != did:
                 (first, one), (second, other) = named(should), named(did)
@@ -72,15 +75,16 @@ def _undeclared(record: RunRecord, done: Done) -> Iterator[Hazard]:
     step, buffers = done.step, record.program.buffers
     if not isinstance(step, (Launch, Copy)):
         return
-    declared = defaultdict[tuple[int, bool], list[tuple[int, int]]](list)
+    stated = defaultdict[tuple[int, bool], list[tuple[int, int]]](list)
     for view, _, writes in touched(step, buffers, ()):
         for writing in (False, True)[: 1 + writes]:
-            declared[view.buffer, writing] += ranges(view, buffers[view.buffer].dtype.itemsize)
+            stated[view.buffer, writing] += ranges(view, buffers[view.buffer].dtype.itemsize)
+    declared = {key: merged(spans) for key, spans in stated.items()}
     for touch in sorted(done.touched, key=lambda touch: not touch.writes):
         if touch.buffer < len(buffers):
-            span = outside((touch.low, touch.high), declared[touch.buffer, touch.writes])
-            if span is not None:
-                declared[touch.buffer, False].append(span)  # what is told of as written needs no second telling
+            span = outside((touch.low, touch.high), declared.get((touch.buffer, touch.writes), ()))
+            if span is not None:  # what is told of as written needs no second telling
+                declared[touch.buffer, False] = merged([*declared.get((touch.buffer, False), ()), span])
                 yield _told(record, done, touch, span)
 
 
@@ -104,19 +108,33 @@ def _told(record: RunRecord, done: Done, touch: Touch, span: tuple[int, int]) ->
 
 
 def outside(span: tuple[int, int], allowed: Sequence[tuple[int, int]]) -> tuple[int, int] | None:
-    """The first part of a range that none of the others covers; None if they cover it.
+    """The first part of a range that none of the others, which are :func:`merged`, covers; None if they cover it.
 
-    >>> outside((0, 10), [(6, 12), (0, 4)])
+    >>> outside((0, 10), [(0, 4), (6, 12)])
     (4, 6)
     """
     low, high = span
-    for begin, end in sorted(allowed):
-        if begin > low:
-            break
-        low = max(low, end)
+    after = bisect(allowed, low, key=itemgetter(0))
+    if after:
+        low = max(low, allowed[after - 1][1])
     if low >= high:
         return None
-    return low, min([high, *(begin for begin, _ in allowed if begin > low)])
+    return low, min([high, *(begin for begin, _ in allowed[after : after + 1])])
+
+
+def merged(spans: Collection[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The same bytes in as few ranges as there may be, in order.
+
+    >>> merged([(4, 6), (0, 2), (2, 4), (9, 10)])
+    [(0, 6), (9, 10)]
+    """
+    found = list[tuple[int, int]]()
+    for low, high in sorted(spans):
+        if found and low <= found[-1][1]:
+            found[-1] = found[-1][0], max(high, found[-1][1])
+        else:
+            found.append((low, high))
+    return found
 
 
 def _crossed(record: RunRecord) -> Iterator[Hazard]:

@@ -90,22 +90,27 @@ class CpuBackend:
         run = self.last = _Run(self.compiler, bound, events, steps, workers)
         if self.recorder is not None:
             self.recorder.begin(run.env)
-        if self.workers:
-            self._dispatch(run)
-        else:
-            self._alone(run)
+        record = None
+        try:
+            if self.workers:
+                self._dispatch(run)
+            else:
+                self._alone(run)
+        finally:
+            if self.recorder is not None:
+                record = self.recorder.end(ended=run.failure is None)
         if run.failure is not None:
             step, error = run.failure
             # An interrupt, or a node that wants the process to end, is no failure of the node.
             if step is None or not isinstance(error, Exception):
                 raise error
-            if self.recorder is not None:
-                refuse(self.recorder.end(ended=False), error)
+            if record is not None:
+                refuse(record, error)
             raise ExecutionError(
                 f"node {step.name} ({step.where}) failed: {error}", node=step.name, where=step.where
             ) from error
-        if self.recorder is not None:
-            refuse(self.recorder.end(ended=True))
+        if record is not None:
+            refuse(record)
         return self.compiler.outputs(run.env)
 
     @property

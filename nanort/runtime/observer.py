@@ -49,7 +49,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # it has no
 
     Attributes:
         reads, writes: by the address of a storage, ranges of its bytes.
-        rows: what was written through an index, unless it adds up.
+        rows: what was written through an index, where two rows may not name one place.
     """
 
     def __init__(self, known: Collection[int], *, values: bool = True, dry: bool = False) -> None:
@@ -77,8 +77,9 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # it has no
             if not any(tensor is other for other in changed):
                 self._note(self.reads, tensor)
         rows = [*self._rows(kind.name, args)] if changed else []
+        adds = kind.name in _INDEXED and _may_meet(kind.name, args, given)
         for tensor in changed:
-            if kind.name not in OVERWRITES and not kind.is_out:
+            if adds or (kind.name not in OVERWRITES and not kind.is_out):
                 self._note(self.reads, tensor)
             if not rows:
                 self._note(self.writes, tensor)
@@ -86,7 +87,8 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # it has no
             ends = found.starts + found.nbytes
             pairs = zip(found.starts.reshape(-1).tolist(), ends.reshape(-1).tolist(), strict=True)
             self.writes.setdefault(found.memory, set()).update(pairs)
-            self.rows.append(found)
+            if not adds:
+                self.rows.append(found)
         if self.dry and any(address(tensor) in self.known for tensor in changed):
             return changed[0] if len(changed) == 1 else tuple(changed)
         result = func(*args, **given)
@@ -102,9 +104,9 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # it has no
             into.setdefault(memory, set()).update(spans_of(tensor))
 
     def _rows(self, name: str, args: Sequence[Any]) -> Iterator[Rows]:
-        """What a write through an index writes; nothing for other operators, and for those that add up."""
+        """What a write through an index writes; nothing for other operators."""
         written = _INDEXED.get(name) if self.values else None
-        if written is not None and address(args[0]) not in (0, *self._fresh):
+        if written is not None and args[0].dim() and address(args[0]) not in (0, *self._fresh):
             dims = written(*args)
             if dims:
                 yield _places(args[0], dims)
@@ -183,19 +185,11 @@ def _ranges(offset: int, shape: tuple[int, ...], strides: tuple[int, ...], items
 Dims = dict[int, torch.Tensor]
 
 
-def _index_copy(tensor: torch.Tensor, dim: int, index: torch.Tensor, source: torch.Tensor) -> Dims:
+def _along(tensor: torch.Tensor, dim: int, index: torch.Tensor, *_: Any) -> Dims:
     return {dim % tensor.dim(): index}
 
 
-def _index_put(
-    tensor: torch.Tensor,
-    indices: Sequence[torch.Tensor | None],
-    values: torch.Tensor,
-    accumulate: bool = False,
-    *_: Any,
-) -> Dims:
-    if accumulate:
-        return {}
+def _index_put(tensor: torch.Tensor, indices: Sequence[torch.Tensor | None], *_: Any) -> Dims:
     dims: Dims = {}
     at = 0
     for index in indices:
@@ -208,9 +202,7 @@ def _index_put(
     return dims
 
 
-def _scatter(tensor: torch.Tensor, dim: int, index: torch.Tensor, source: object, **_: Any) -> Dims:
-    if not isinstance(source, torch.Tensor):
-        return {}
+def _scatter(tensor: torch.Tensor, dim: int, index: torch.Tensor, *_: Any) -> Dims:
     grids = [
         torch.arange(size, device=index.device).view(-1, *[1] * (index.dim() - d - 1)).expand(index.shape)
         for d, size in enumerate(index.shape)
@@ -219,11 +211,25 @@ def _scatter(tensor: torch.Tensor, dim: int, index: torch.Tensor, source: object
 
 
 _INDEXED: dict[str, Callable[..., Dims]] = {
-    "index_copy_": _index_copy,
+    "index_add_": _along,
+    "index_copy_": _along,
+    "index_fill_": _along,
+    "index_reduce_": _along,
     "index_put_": _index_put,
     "_index_put_impl_": _index_put,
     "scatter_": _scatter,
+    "scatter_add_": _scatter,
+    "scatter_reduce_": _scatter,
 }
+
+
+def _may_meet(name: str, args: Sequence[Any], given: Mapping[str, Any]) -> bool:
+    """Whether rows that name one place leave nothing to chance: they are summed, or all bring the same number."""
+    if name in ("index_put_", "_index_put_impl_"):
+        return bool(args[3:4] and args[3]) or args[2].numel() == 1
+    if name == "scatter_":
+        return "reduce" in given or not isinstance(args[-1], torch.Tensor)
+    return name != "index_copy_"
 
 
 def _places(tensor: torch.Tensor, dims: Dims) -> Rows:
@@ -239,5 +245,6 @@ def _places(tensor: torch.Tensor, dims: Dims) -> Rows:
         starts = starts + (index.reshape(-1, 1).numpy() % shape[dim]) * strides[dim]
     for other in range(d + 1):
         if other not in dims:
-            starts = (starts[:, :, None] + np.arange(shape[other]) * strides[other]).reshape(len(starts), -1)
+            pieces = starts.shape[1] * shape[other]
+            starts = (starts[:, :, None] + np.arange(shape[other]) * strides[other]).reshape(len(starts), pieces)
     return Rows(address(tensor), starts * item, run * item)

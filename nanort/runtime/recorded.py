@@ -70,7 +70,8 @@ class CudaRecorder:
         return self._done or (self._record(ended=False) if self._log else None)
 
     def close(self) -> None:
-        """Lets go of tensors."""
+        """Lets go of tensors; what was recorded stays."""
+        self._done = self.record()
         self._tensors, self._places, self._kept, self._observed, self._log = ({}, {}), [], {}, {}, []
 
     def watched(self, work: Sequence[Sequence[Call]], slot: int) -> list[list[Call]]:
@@ -130,7 +131,11 @@ class CudaRecorder:
         else:
             copy = cast(Copy, self._steps[self._at[1]])
             step, mine = replace(copy, stream=name), frozenset((copy.source.buffer, copy.target.buffer))
-        touched = (*seen.of_tensor(source, mine, False), *seen.of_tensor(target, mine, True))
+        read = tuple(seen.of_tensor(source, mine, False))
+        touched = (*read, *seen.of_tensor(target, mine, True))
+        if self._at is None:  # what is read there, such as an output of an earlier run, came before
+            before = self._log[0]
+            self._log[0] = replace(before, touched=(*before.touched, *(replace(t, writes=True) for t in read)))
         if self._log and self._log[-1].step == step:
             last = self._log.pop()
             self._log.append(replace(last, touched=(*last.touched, *touched)))
@@ -166,18 +171,18 @@ class CudaRecorder:
         seen = Sightings.of(self.program, self._tensors[self._slot])
         indices = {step.node: index for index, step in enumerate(self._steps)}
         steps = [
-            self._filled(seen, done, indices[done.step.node]) if isinstance(done.step, Launch) else done
+            self._filled(seen, done, indices[done.step.node], ended) if isinstance(done.step, Launch) else done
             for done in self._log
         ]
         return seen.record(steps, ended)
 
-    def _filled(self, seen: Sightings, done: Done, index: int) -> Done:
-        """A launch with what it touched; what it wrote through an index, row by row."""
+    def _filled(self, seen: Sightings, done: Done, index: int, ended: bool) -> Done:
+        """A launch with what it touched; what it wrote through an index, row by row, once nothing runs any more."""
         step, at = cast(Launch, done.step), (self._slot, index)
         observed = self._observed.get(at) if step.kernel == REFERENCE else None
         touched = seen.given(step) if observed is None else seen.seen(step, observed).touched
         found = done.found
-        if at in self._kept:
+        if ended and at in self._kept:
             rows = seen.seen(step, self._dry(step, at))
             exact = {touch.buffer for touch in rows.touched if touch.writes}
             touched = (

@@ -71,14 +71,17 @@ class CpuRecorder:
             observer = Observer([address(argument) for argument in args if isinstance(argument, torch.Tensor)])
             with observer:
                 result = step.call(*args)
+                if step.store is None:
+                    result = result.contiguous()  # a view is read only now
             self._watches[made.node] = observer
             return result
 
         def store(env: Env, result: Any) -> None:
             if step.store is None:
-                env[step.slot] = result.contiguous()
+                env[step.slot] = result
             else:
-                step.store(env, result)
+                with self._watches[made.node]:
+                    step.store(env, result)
             self._finish(made, outs, env)
 
         return replace(step, call=call, slot=-1, store=store)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from nanort.programs.accesses import ranges, touched
-from nanort.programs.audit import outside
+from nanort.programs.audit import merged, outside
 from nanort.programs.hazards import Hazard
 from nanort.programs.program import Copy, Launch, Program, View
 from nanort.programs.record import Done, RunRecord, Spot, Touch
@@ -188,18 +188,3 @@ def scratch_bytes(program: Program, buffer: int) -> tuple[int, int]:
     low, high = program.graph.roots[whole.root].scratch
     row = whole.nbytes // whole.shape[0] if high else 0
     return low * row, high * row
-
-
-def merged(spans: Collection[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The same bytes in as few ranges as there may be.
-
-    >>> merged([(4, 6), (0, 2), (2, 4), (9, 10)])
-    [(0, 6), (9, 10)]
-    """
-    found = list[tuple[int, int]]()
-    for low, high in sorted(spans):
-        if found and low <= found[-1][1]:
-            found[-1] = found[-1][0], max(high, found[-1][1])
-        else:
-            found.append((low, high))
-    return found
