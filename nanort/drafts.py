@@ -8,11 +8,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from nanort.errors import FileError
+
 
 @contextmanager
 def draft(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A new name beside ``path`` to write to, which takes its place at the end; where that is not reached, it goes."""
+    """A new name beside ``path`` to write to, which takes its place at the end; where that is not reached, it goes.
+
+    Raises:
+        FileError: ``path`` is there and is no file: a device such as /dev/null would be one from then on.
+    """
     target = Path(path)
+    if target.exists() and not target.is_file():
+        raise FileError(f"{path} is no regular file, and cannot be replaced by one: name another")
     beside = target.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
         yield beside

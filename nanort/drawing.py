@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from nanort.devices import Device
 from nanort.errors import GraphError
 from nanort.layered import LARGEST, Layered, layered
+from nanort.printable import printable
 
 if TYPE_CHECKING:
     from nanort.graph import Graph
@@ -122,15 +123,6 @@ def label(name: str) -> str:
 def columns(text: str) -> int:
     """How many columns of a terminal, or digits of width, ``text`` takes."""
     return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)
-
-
-def printable(text: str) -> str:
-    r"""``text`` with what is not to be seen, or turns the direction of what is, as escapes.
-
-    >>> printable("a\x00\u202eb漢")
-    'a\\x00\\u202eb漢'
-    """
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def escaped(text: str) -> str:

@@ -12,6 +12,7 @@ from nanort import drawing, ops
 from nanort.errors import DeviceError, GraphError
 from nanort.graphs import synthetic
 from nanort.layered import LARGEST
+from nanort.printable import printable
 
 H200 = nr.device("h200")
 BF16 = torch.bfloat16
@@ -100,7 +101,7 @@ def test_hostile_names_are_text_in_one_whole_document(name: str) -> None:
     attributes = {key for found in root.iter() for key in found.attrib}
     assert not {key for key in attributes if key.startswith("on") or "href" in key}
     tip = next("".join(title.itertext()) for title in root.iter(f"{SVG}title"))
-    assert tip.startswith("\n".join(map(drawing.printable, f"{graph.nodes[0].name}: clone".split("\n"))))
+    assert tip.startswith("\n".join(map(printable, f"{graph.nodes[0].name}: clone".split("\n"))))
     assert drawing.label(graph.nodes[0].name) in ["".join(text.itertext()) for text in root.iter(f"{SVG}text")]
 
 

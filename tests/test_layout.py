@@ -14,8 +14,8 @@ import nanort as nr
 from tree import HOMES, MODULES, ROOT, SOURCES
 
 VOCABULARY = [
-    "errors", "bounded", "caller", "drafts", "compiled", "clock", "driver", "devices", "partition", "demand", "layout",
-    "operators", "values", "edges", "inference", "nodes", "eager", "layered", "drawing", "graph", "batchflow",
+    "errors", "printable", "bounded", "caller", "drafts", "compiled", "clock", "driver", "devices", "partition", "demand",
+    "layout", "operators", "values", "edges", "inference", "nodes", "eager", "layered", "drawing", "graph", "batchflow",
     "nanobatch",
 ]  # fmt: skip
 STAGES = ["timeline", "costs", "simulation", "scheduling", "programs", "runtime"]

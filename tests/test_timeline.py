@@ -239,3 +239,14 @@ def test_html_is_escaped() -> None:
 def test_cores_stand_for_sms_on_a_cpu() -> None:
     t = Timeline([Activity("a", "linear", "g0", "g0", 2)], [0], [1], kind="measured", device=nr.device("cpu").name)
     assert str(t).splitlines()[1].startswith("g0  2 cores │")
+
+
+def test_streams_are_in_natural_order_whatever_their_figures() -> None:
+    names = ["g2", "g10", "g010.1", "g" + "9" * 5000, "g\u0663", "h2d"]
+    t = Timeline([Activity(n, "op", n) for n in reversed(names)], [0.0] * 6, [1e-6] * 6, kind="measured", device="x")
+    assert t.streams == tuple(names)
+
+
+def test_bytes_over_a_bandwidth_that_rounds_to_nothing_are_no_share() -> None:
+    a = Activity("a", "op", "g0", hbm_bytes=1.0)
+    assert Timeline([a], [0.0], [1e-6], kind="measured", device="x", hbm_bandwidth=5e-324).utilization()["hbm"] == 0

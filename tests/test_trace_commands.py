@@ -149,7 +149,7 @@ def test_a_serving_trace_is_its_steps_one_after_the_other(tmp_path: Path) -> Non
     assert timeline.plan is not None
     assert timeline.plan.makespan == pytest.approx(3 * 3e-3)
     assert [dict(activity.scope)["step"] for activity in timeline.activities] == [7, 7, 8, 8, 9, 9]
-    assert [activity.needs for activity in timeline.activities[2:]] == [(), (2,), (), (4,)]
+    assert [activity.needs for activity in timeline.activities] == [(), (0,), (1,), (2,), (3,), (4,)]
     assert timeline.activities[5].waits == ((4, "data"),)
     assert timeline.limits == {"serial": 6.0}, "a bound that is known of every step"
     assert timeline.start[2] == pytest.approx(parts[0].makespan)
@@ -291,3 +291,39 @@ def told(timeline: Timeline, names: list[str]) -> tuple[set[tuple[str, ...]], se
         for name, event in zip(names, timeline, strict=True)
     }
     return {tuple(stream) for stream in streams.values()}, ran
+
+
+def test_steps_come_one_after_the_other_in_analyses_too() -> None:
+    def step(*rows: tuple[str, str, float, float, tuple[int, ...]]) -> Timeline:
+        made = [Activity(name, name, stream, needs=needs) for name, stream, _, _, needs in rows]
+        return Timeline(made, [r[2] / 1e9 for r in rows], [r[3] / 1e9 for r in rows], kind="measured", device="x")
+
+    first = step(("a", "g0", 0, 100, ()), ("b", "g1", 100, 200, (0,)))
+    then = step(("load", "h2d", 0, 50, ()), ("a", "g0", 50, 150, (0,)), ("b", "g1", 150, 250, (1,)))
+    both = joined([first, then], "step", [0, 1])
+    assert both.critical_path().operators == {"a": 200, "b": 200, "load": 50}
+    assert both.idle().lanes["h2d"] == {**dict.fromkeys(both.idle().causes, 0), "dependency": 200, "nothing left": 200}
+    assert not any(row.could for row in both.overlap().operators)
+
+
+def test_what_is_no_file_is_not_replaced_by_one(folder: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(FileError, match="no regular file"):
+        call("export", folder, "--to", "csv", "--out", tmp_path / "pipe")
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_the_names_of_all_that_a_failed_run_never_launched_are_read(tmp_path: Path) -> None:
+    count, never = 60_000, np.full(60_000, np.nan)
+    failed = Timeline(
+        [Activity("layer0." + 300 * "x", "linear", "g0")] * count, never, never, kind="measured", device="x"
+    )
+    failed.save(tmp_path / "failed.json")
+    assert (tmp_path / "failed.json").stat().st_size > 1 << 24
+    assert len(opened(tmp_path / "failed.json")) == count
+
+
+def test_a_launch_gap_of_a_profile_may_be_a_wait(folder: Path) -> None:
+    for view in ("critical-path", "idle"):
+        assert "nothing says what needs what" in call(view, folder / "profile.json.gz")
+        assert "nothing says what needs what" not in call(view, folder)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nanort.timeline import units
+from nanort.printable import printable
 from nanort.timeline.flat import NEVER
 
 Column = dict[str, Any]
@@ -49,7 +49,7 @@ def figures(values: npt.NDArray[np.float64]) -> Column:
 def shown(text: str) -> str:
     """``text`` with what does not print in words, cut where it is very long."""
     cut = text if len(text) <= LONGEST_NAME else f"{text[:LONGEST_NAME]}... ({len(text):,} characters)"
-    return units.printable(cut)
+    return printable(cut)
 
 
 class Texts:

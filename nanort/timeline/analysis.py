@@ -104,7 +104,9 @@ def utilization(timeline: Timeline) -> dict[str, float]:
     used = {SMS: (float(held[:-1] @ np.diff(times)), float(timeline.sm_capacity))}
     for name in ("hbm", *ENGINES):
         used[name] = (float(column(timeline, f"{name}_bytes")[ended].sum()), getattr(timeline, f"{name}_bandwidth"))
-    shares = {name: amount / (makespan * most) if makespan else 0.0 for name, (amount, most) in used.items() if most}
+    shares = {
+        name: amount / whole if (whole := makespan * most) else 0.0 for name, (amount, most) in used.items() if most
+    }
     for stream, (start, end) in busy(timeline, timeline.start, timeline.end).items():
         shares[f"busy {stream}"] = min(1.0, float((end - start).sum()) / makespan) if makespan else 0.0
     return shares

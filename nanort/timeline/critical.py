@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nanort.timeline import units
-from nanort.timeline.flat import NEED, STREAM, Flat
+from nanort.timeline.flat import NEED, STREAM, UNKNOWN_NEEDS, Flat
 from nanort.timeline.whatif import Replay, WhatIf
 
 if TYPE_CHECKING:
@@ -113,7 +113,8 @@ class CriticalPath:
             for name, spent in self.operators.items()
         ]
         head = f"critical path: {units.duration(whole / 1e9)}, {units.counted(len(self.segments), 'segment')}"
-        return "\n".join([head, *units.table(("", "count", "on the path", "share", "2x as fast"), rows, most=16)])
+        lines = [head, *units.table(("", "count", "on the path", "share", "2x as fast"), rows, most=16)]
+        return "\n".join(lines if self.timeline.flat.knows_needs.all() else [*lines, UNKNOWN_NEEDS])
 
 
 def critical_path(timeline: Timeline) -> CriticalPath:

@@ -357,6 +357,8 @@ class Timeline:
         return torch_profile.load(path)
 
 
-def _natural(stream: str) -> tuple[int, list[str | int]]:
+def _natural(stream: str) -> tuple[int, list[str | tuple[int, str]]]:
+    """Figures of any length in the order of their numbers: the longer is the larger."""
     engine = ENGINES.index(stream) + 1 if stream in ENGINES else 0
-    return engine, [int(part) if index % 2 else part for index, part in enumerate(re.split(r"(\d+)", stream))]
+    parts = re.split(r"0*([0-9]+)", stream)
+    return engine, [(len(part), part) if index % 2 else part for index, part in enumerate(parts)]

@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import reprlib
+import stat
 import sys
 import zlib
 from collections.abc import Iterator
@@ -39,6 +40,7 @@ ABOUT = {
 }
 SINCE = {"flops": 0.0, "lost": 0}  # what version 1 did not have
 LARGEST = 1 << 31  # bytes of a file once unpacked: a small one, packed, could fill the memory
+LARGEST_INT = 2**53  # beyond, tables and JavaScript have no whole numbers
 LONGEST_NANOSECONDS = 2**51  # 26 days: further on, a float of microseconds no longer tells nanoseconds apart
 
 
@@ -174,7 +176,10 @@ def _parsed(path: Path) -> _Fields:
 def _unpacked(path: Path) -> bytes:
     """The bytes of a file that may be packed by gzip."""
     with path.open("rb") as file:
+        about = os.fstat(file.fileno())
         packed = file.read(len(GZIP)) == GZIP
+    if not stat.S_ISREG(about.st_mode) or about.st_size > LARGEST:
+        raise FileError(f"{path} is no regular file, or has more than {LARGEST:,} bytes: no timeline does")
     if not packed:
         return path.read_bytes()
     try:
@@ -232,7 +237,8 @@ class _Fields:
         value = self.data.get(key, usual)
         if kind is float and type(value) is int and abs(value) <= sys.float_info.max:
             value = float(value)
-        if type(value) is not kind or (kind in (int, float) and not 0 <= value <= sys.float_info.max):
+        most = LARGEST_INT if kind is int else sys.float_info.max
+        if type(value) is not kind or (kind in (int, float) and not 0 <= value <= most):
             self.refuse(key, f"a {kind.__name__}{' of zero or more' if kind in (int, float) else ''}")
         return value
 

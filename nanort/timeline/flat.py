@@ -22,6 +22,7 @@ NEVER = np.iinfo(np.int64).max
 NEED = "need"
 RESOURCE = "resource"
 STREAM = "stream"
+UNKNOWN_NEEDS = "nothing says what needs what: a launch gap may be a wait for another stream, or thread"
 
 
 @dataclass(frozen=True, slots=True)

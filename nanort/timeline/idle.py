@@ -11,7 +11,7 @@ import numpy as np
 
 from nanort.partition import ENGINES
 from nanort.timeline import analysis, units
-from nanort.timeline.flat import Flat, Ints
+from nanort.timeline.flat import UNKNOWN_NEEDS, Flat, Ints
 
 if TYPE_CHECKING:
     from nanort.timeline.events import Timeline
@@ -42,10 +42,12 @@ class Idle:
     Attributes:
         lanes: nanoseconds by stream and cause; with the time in which it ran they add up to the makespan.
         makespan_ns: of the timeline.
+        knows_needs: whether it says of every activity what that needs.
     """
 
     lanes: dict[str, dict[str, int]]
     makespan_ns: int
+    knows_needs: bool = True
 
     @property
     def causes(self) -> dict[str, int]:
@@ -70,7 +72,8 @@ class Idle:
         ]
         total = sum(causes.values())
         every = ("all", units.percent(total / (whole * len(rows)) if whole and rows else 0.0), *_cells(causes, seen))
-        return "\n".join(units.table(("", "idle", *seen), [every, *rows], most=32))
+        lines = units.table(("", "idle", *seen), [every, *rows], most=32)
+        return "\n".join(lines if self.knows_needs else [*lines, UNKNOWN_NEEDS])
 
 
 def _cells(spent: dict[str, int], causes: list[str]) -> list[str]:
@@ -87,7 +90,7 @@ def idle(timeline: Timeline) -> Idle:
     lanes = {
         stream: dict(zip(CAUSES, row, strict=True)) for stream, row in zip(flat.lanes, spent.tolist(), strict=True)
     }
-    return Idle(lanes, flat.makespan_ns)
+    return Idle(lanes, flat.makespan_ns, bool(flat.knows_needs.all()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,10 +179,13 @@ def _held(timeline: Timeline, then: Ints, start: Ints, end: Ints) -> Ints:
     flat, activities = timeline.flat, timeline.activities
     groups = analysis.group_sms(timeline, flat.start, flat.end)
     asks = [(activities[index].group or activities[index].stream, activities[index].sms) for index in then.tolist()]
+    beside: dict[str, tuple[analysis.Array, analysis.Array]] = {}
     for (own, sms), mine in analysis.grouped(asks):
         others = [boxes for group, boxes in groups.items() if group != own]
         if sms and others:
-            times, taken = analysis.levels(*(np.concatenate(part) for part in zip(*others, strict=True)))
+            if own not in beside:
+                beside[own] = analysis.levels(*(np.concatenate(part) for part in zip(*others, strict=True)))
+            times, taken = beside[own]
             full = taken + sms > timeline.sm_capacity
             held[mine] = analysis.elapsed(times, full, end[mine]) - analysis.elapsed(times, full, start[mine])
     return held

@@ -15,7 +15,8 @@ from nanort.timeline.events import CAPACITY, Activity, Timeline
 def joined(parts: Sequence[Timeline], label: str, values: Sequence[object]) -> Timeline:
     """The parts as one timeline, each from where the one before ended, the time between them left out.
 
-    Every activity's scope gets its part's value as ``label``. Plans are joined as well, where every part has one.
+    Every activity's scope gets its part's value as ``label``; what needs nothing in its part needs all of the part
+    before it. Plans are joined as well, where every part has one.
 
     Raises:
         TimelineError: there are none, or they are of several devices.
@@ -24,11 +25,12 @@ def joined(parts: Sequence[Timeline], label: str, values: Sequence[object]) -> T
         raise TimelineError("only timelines of one device can be joined: give some of one device")
     starts = [0.0, *accumulate(part.makespan for part in parts)]
     firsts = [0, *accumulate(map(len, parts))]
-    activities = [
-        _moved(activity, first, (label, value))
-        for part, first, value in zip(parts, firsts, values, strict=False)  # one more ends the last
-        for activity in part.activities
-    ]
+    activities: list[Activity] = []
+    before: tuple[int, ...] = ()
+    for part, first, value in zip(parts, firsts, values, strict=False):  # one more ends the last
+        activities += [_moved(activity, first, before, (label, value)) for activity in part.activities]
+        needed = {need for activity in part.activities for need in activity.needs or ()}
+        before = tuple(first + index for index in range(len(part)) if index not in needed) or before
     plans = [part.plan for part in parts if part.plan is not None]
     bounds = set.intersection(*(set(part.limits) for part in parts))
     return Timeline(
@@ -46,7 +48,7 @@ def joined(parts: Sequence[Timeline], label: str, values: Sequence[object]) -> T
     )
 
 
-def _moved(activity: Activity, by: int, mark: tuple[str, object]) -> Activity:
-    needs = None if activity.needs is None else tuple(need + by for need in activity.needs)
+def _moved(activity: Activity, by: int, before: tuple[int, ...], mark: tuple[str, object]) -> Activity:
+    needs = None if activity.needs is None else tuple(need + by for need in activity.needs) or before
     waits = tuple((waited + by, reason) for waited, reason in activity.waits)
     return replace(activity, needs=needs, waits=waits, scope=(*activity.scope, mark))

@@ -122,12 +122,12 @@ class _Writer:
         known |= {f"scope.{label}": value for label, value in activity.scope}
         for name, value in known.items():
             about = event.debug_annotations.add(name=_utf8(name))
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                about.string_value = _utf8(str(value))
-            elif isinstance(value, float) or not -(2**63) <= value < 2**63:
+            if isinstance(value, float):
                 about.double_value = value
-            else:
+            elif isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63:
                 about.int_value = value
+            else:
+                about.string_value = _utf8(str(value))
 
     def write(self, packet: Any) -> None:
         """Adds it to the file, which is a list of packets."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nanort.printable import printable
 from nanort.timeline import analysis, text, units
 from nanort.timeline.analysis import Array
 
@@ -70,12 +71,12 @@ def _bars(timeline: Timeline, members: Array, box: tuple[int, int, int], colors:
     first = timeline.start[mine] * scale
     last = np.where(np.isnan(timeline.end[mine]), timeline.makespan, timeline.end[mine]) * scale
     wide = last - first >= BIN
-    names = [timeline.activities[index].operator for index in mine[~wide].tolist()]
+    narrow = [colors.get(timeline.activities[index].operator, OTHERS) for index in mine[~wide].tolist()]
     cells, owners = text.shared(
-        names, first[~wide] / BIN, last[~wide] / BIN, text.covered(first / BIN, last / BIN, columns // BIN)
+        narrow, first[~wide] / BIN, last[~wide] / BIN, text.covered(first / BIN, last / BIN, columns // BIN)
     )
-    for start, end, owner, opacity in _runs(cells, owners):
-        yield _bar(left + BIN * start, top, BIN * (end - start), colors.get(owner, OTHERS), opacity)
+    for start, end, fill, opacity in _runs(cells, owners):
+        yield _bar(left + BIN * start, top, BIN * (end - start), fill, opacity)
     for place in np.flatnonzero(wide).tolist():
         activity, begin, length = (
             timeline.activities[mine[place]],
@@ -85,7 +86,7 @@ def _bars(timeline: Timeline, members: Array, box: tuple[int, int, int], colors:
         fill = colors.get(activity.operator, OTHERS)
         ended = not np.isnan(timeline.end[mine[place]])
         took = units.duration(length / scale) if ended else "never ended"
-        title = f"{units.printable(activity.name[:200])}: {units.printable(activity.operator[:200])}, {took}"
+        title = f"{printable(activity.name[:200])}: {printable(activity.operator[:200])}, {took}"
         yield _bar(left + begin, top, length, fill, 1.0 if ended else 0.4, title)
         if ended and (name := text.label(activity.name, int((length - 6) / LETTER))):
             yield _words(left + begin + length / 2, top + 14, name, 'text-anchor="middle"', INK.get(fill, "#000000"))

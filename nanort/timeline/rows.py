@@ -17,8 +17,8 @@ from nanort.errors import FileError, TruncatedFileError
 ROWS = "traceEvents"
 WINDOW = 1 << 20
 """Characters that are read at once."""
-LONGEST = 1 << 24
-"""Characters of one row, or of one field beside the rows."""
+LONGEST = 1 << 26
+"""Characters of one row, or of one field beside the rows: the names of all that a failed run never launched."""
 LARGEST = 1 << 34
 """Characters of a file once unpacked: a small one, packed, could keep a machine busy for days."""
 GZIP = b"\x1f\x8b"
@@ -131,7 +131,8 @@ class _Text:
         """Moves the window's end on, and its beginning to what has not been passed; False at the end of the text."""
         if len(self._window) - self._place > LONGEST:
             raise FileError(f"{self.path}: a row is longer than {LONGEST:,} characters: no trace has such rows")
-        if not (more := self._file.read(WINDOW)):
+        # As much again as was cut: a long value, which is decoded anew each time, is not decoded often.
+        if not (more := self._file.read(max(WINDOW, len(self._window) - self._place))):
             return False
         self._before += self._place
         self._window, self._place = self._window[self._place :] + more, 0

@@ -11,7 +11,7 @@ import numpy as np
 
 from nanort.drafts import draft
 from nanort.errors import BackendError
-from nanort.timeline import units
+from nanort.printable import printable
 from nanort.timeline.flat import NEVER
 
 if TYPE_CHECKING:
@@ -109,5 +109,5 @@ def cell(text: str) -> str:
     >>> cell("=1+1"), cell("layer0.q_proj")
     ("'=1+1", 'layer0.q_proj')
     """
-    shown = units.printable(text)
+    shown = printable(text)
     return f"'{shown}" if shown.lstrip().startswith(FORMULA) else shown

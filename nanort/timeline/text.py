@@ -7,7 +7,7 @@ import os
 import re
 import string
 from collections.abc import Iterator, Sequence
-from itertools import groupby
+from itertools import chain, groupby
 from typing import TYPE_CHECKING, TextIO
 
 import numpy as np
@@ -68,10 +68,12 @@ def letters(operators: Sequence[str]) -> list[str]:
     ['L', 'R', 'O']
     """
     taken: list[str] = []
+    free = set(LETTERS)
     for operator in operators:
         words = operator.upper().split("_")
-        wanted = "".join(word[:1] for word in words) + operator.upper() + LETTERS
-        taken.append(next((c for c in wanted if c in LETTERS and c not in taken), OTHERS))
+        wanted = chain((word[:1] for word in words), operator.upper(), LETTERS) if free else ()
+        taken.append(next((c for c in wanted if c in free), OTHERS))
+        free.discard(taken[-1])
     return taken
 
 

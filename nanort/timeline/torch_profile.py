@@ -197,7 +197,8 @@ def _lost(calls: dict[str, Columns], work: dict[str, Columns]) -> int:
         mine = members[np.argsort(calls["start"][members], kind="stable")]
         does = calls["does"][mine]
         captured[mine] = np.cumsum((does == BEGIN).astype(int) - (does == END)) > 0
-    launched = np.unique(calls["correlation"][(calls["does"] == LAUNCH) & ~captured])
+    numbers = calls["correlation"]
+    launched = np.unique(numbers[(calls["does"] == LAUNCH) & ~captured & (numbers > 0)])
     return len(np.setdiff1d(launched, work["correlation"]))
 
 

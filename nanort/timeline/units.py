@@ -70,15 +70,6 @@ def plain(name: str, width: int = 0) -> str:
     return shown if not width or len(shown) <= width else shown[: width - 1] + "~"
 
 
-def printable(text: str) -> str:
-    r"""``text`` with what does not print in words: line ends, escape sequences, marks that turn text round.
-
-    >>> printable("a" + chr(0x202E) + chr(27))
-    'a\\u202e\\x1b'
-    """
-    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-
-
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], most: int = 12) -> list[str]:
     r"""Lines of a table: the first column to the left, figures to the right, and how many rows are left out.
 

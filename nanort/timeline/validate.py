@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from nanort.errors import FileError, TimelineError
+from nanort.printable import printable
 from nanort.timeline import files, torch_profile, units
 from nanort.timeline.rows import ROWS, fields
 from nanort.timeline.torch_rows import nanoseconds
@@ -61,7 +62,7 @@ class Inspection:
 
     def __str__(self) -> str:
         held = ", ".join(units.counted(count, kind) for kind, count in [*self.rows.items(), ("lane", self.lanes)])
-        lines = [f"{units.printable(self.path)}: a trace by {self.writer} with {held}"]
+        lines = [f"{printable(self.path)}: a trace by {self.writer} with {held}"]
         if self.expected is not None:
             told = f"{self.recorded:,} recorded, {self.dropped:,} dropped"
             lines.append(f"{units.counted(self.expected, 'launch')} expected, {told}")
@@ -81,7 +82,7 @@ def validate(path: str | os.PathLike[str]) -> Inspection:
             expected, dropped = len(timeline) + timeline.lost, timeline.lost
             recorded = int((~np.isnan(timeline.start)).sum())
     except (FileError, TimelineError) as error:
-        problems = [*rows.problems(), units.printable(str(error))]
+        problems = [*rows.problems(), printable(str(error))]
     return Inspection(
         str(path), rows.writer, rows.counted(), len(rows.lanes), expected, recorded, dropped, tuple(problems)
     )
