@@ -155,7 +155,7 @@ class Cuda(OnGpu):
                     )  # fmt: skip  # what is injected, and what comes of it
                     self.note("stage", MEMORY, "DeviceMemoryError", RIGHT)
                 if self.sites and method != "wait":
-                    hang = partial(fake.spoil, method, nth, HANG)
+                    hang = partial(fake.spoil_at, method, nth, HANG)
                     told = self.recovers(fake, run, hang, HangError, "did not end within", "0 of ")
                     assert told.node in {step.name for step in self.steps}
                     fault = HANG if method == "copy" else LOST
@@ -222,6 +222,6 @@ class Cuda(OnGpu):
             )  # fmt: skip  # what is injected, and what comes of it
             self.note("launch", DRIVER, "DriverError with the call", RIGHT)
         joined = self.joins()
-        told = self.recovers(fake, run, partial(fake.spoil, "record", joined, HANG), HangError, "did not end within")
+        told = self.recovers(fake, run, partial(fake.spoil_at, "record", joined, HANG), HangError, "did not end within")
         assert told.text.startswith("the run did not end")
         self.note("finish", LOST, "HangError, all nodes have ended", RIGHT)

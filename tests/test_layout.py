@@ -14,9 +14,9 @@ import nanort as nr
 from tree import HOMES, MODULES, ROOT, SOURCES
 
 VOCABULARY = [
-    "errors", "printable", "bounded", "caller", "drafts", "compiled", "clock", "driver", "devices", "partition", "demand",
-    "layout", "operators", "values", "edges", "inference", "nodes", "eager", "layered", "drawing", "graph", "batchflow",
-    "nanobatch",
+    "errors", "printable", "bounded", "caller", "drafts", "compiled", "clock", "driver", "devices", "partition",
+    "demand", "layout", "operators", "values", "edges", "inference", "nodes", "eager", "layered", "drawing", "graph",
+    "batchflow", "nanobatch",
 ]  # fmt: skip
 STAGES = ["timeline", "costs", "simulation", "scheduling", "programs", "runtime"]
 ABOVE = [

@@ -5,7 +5,8 @@ import hashlib
 import json
 import re
 from html.parser import HTMLParser
-from itertools import pairwise
+from importlib.resources import files
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -130,10 +131,15 @@ def test_labels_needs_and_analyses_are_there() -> None:
     assert values(about["columns"]["layer"]) == [3, -1]
     assert lists(about, "needs") == [[], [0]]
     assert about["critical"]["segments"][-1] == [1, 10, 20, "data"]
-    assert about["idle"]["lanes"]["h2d"]["dependency"] == 9
-    assert about["deviation"] == [["a", 8, 9], ["b", 10, 10]]
+    assert dict(about["idle"]["lanes"])["h2d"]["dependency"] == 9
     assert about["graph"] is not None
-    assert data.collected(run(plan=False))["deviation"] == []
+
+
+def test_a_run_of_which_no_capacity_is_known_has_no_band_and_no_curve_of_zeros() -> None:
+    alone = Timeline([Activity("a", "x", "thread 1")], [0.0], [1e-6], kind="measured", device="cpu")
+    about = data.collected(alone)
+    assert values(about["roof"]["name"]) == []
+    assert about["curves"] == {}
 
 
 def test_the_plan_is_matched_by_name_and_order_where_it_is_another_value() -> None:
@@ -279,3 +285,26 @@ def test_colours_of_activities_stand_out(theme: str, background: str) -> None:
 def test_times_that_never_came_are_minus_one() -> None:
     assert run(end=float("nan")).flat.end[1] == NEVER
     assert values(data.collected(run(end=float("nan")))["columns"]["end"]) == [9, -1]
+
+
+SEEN_BY = {
+    "most": ((1, 0, 0), (0, 1, 0), (0, 0, 1)),
+    "few greens": ((0.367, 0.861, -0.228), (0.280, 0.673, 0.047), (-0.012, 0.043, 0.969)),
+    "few reds": ((0.152, 1.053, -0.205), (0.115, 0.786, 0.099), (-0.004, -0.048, 1.052)),
+    "few blues": ((1.256, -0.077, -0.179), (-0.078, 0.931, 0.148), (0.005, 0.691, 0.304)),
+}
+"""Linear RGB to what eyes make of it (Machado, Oliveira, Fernandes: 2009)."""
+XYZ = np.array([(0.4124, 0.3576, 0.1805), (0.2126, 0.7152, 0.0722), (0.0193, 0.1192, 0.9505)])
+
+
+@pytest.mark.parametrize("eyes", SEEN_BY)
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_all_eyes_tell_the_colours_apart(theme: str, eyes: str) -> None:
+    source = files("nanort.report").joinpath("color.js").read_text(encoding="utf-8")
+    found = re.search(rf"^  {theme}: \[(.*)\]", source, re.MULTILINE)
+    assert found
+    signs = [bytes.fromhex(sign) for sign in re.findall("#(.{6})", found[1])]
+    light = ((np.array([list(sign) for sign in signs]) / 255 + 0.055) / 1.055) ** 2.4
+    x, y, z = (XYZ @ np.clip(np.array(SEEN_BY[eyes]) @ light.T, 0, 1)) ** (1 / 3) / np.array([[0.983], [1], [1.029]])
+    lab = np.stack((116 * y, 500 * (x - y), 200 * (y - z)), axis=1)
+    assert min(float(np.linalg.norm(a - b)) for a, b in combinations(lab, 2)) > 9

@@ -1,20 +1,24 @@
 /* Bounds: how far the makespan is from what no schedule can beat, and from what was planned. */
 
 {
+  const MOST_ROWS = 500; // more than a person reads
+
   const build = (root, data) => {
     const makespan = data.makespan_ns;
     const {serial, ...lower} = data.limits;
     const bounds = Object.entries(lower).map(([name, seconds]) => ({name, ns: seconds * 1e9, kind: "bound"})).sort((a, b) => a.ns - b.ns);
     const nearest = bounds[bounds.length - 1];
+    const stopped = data.end.some((end) => end < 0);
     const planned = data.planEnd ? data.planEnd.reduce((latest, end) => Math.max(latest, end), 0) : 0;
     const rows = [...bounds, {name: data.kind === "planned" ? "this plan" : "this run", ns: makespan, kind: "run"}];
     if (planned) rows.push({name: "its plan", ns: planned, kind: "plan"});
     if (serial) rows.push({name: "one operator after the other", ns: serial * 1e9, kind: "serial"});
     rows.sort((a, b) => a.ns - b.ns);
     const facts = [fact("Makespan", format.ns(makespan, 4))];
-    if (nearest) facts.push(fact("Above the least possible", change(part(makespan - nearest.ns, nearest.ns)), `${nearest.name}: ${format.ns(nearest.ns)}`));
-    if (serial && makespan) facts.push(fact("As fast as serial", format.ratio((serial * 1e9) / makespan), format.ns(serial * 1e9)));
-    if (planned) facts.push(fact("Against its plan", data.foreign ? "–" : change(part(makespan - planned, planned)), data.foreign ? "made for another device" : format.ns(planned)));
+    const held = (name, figure, more) => facts.push(fact(name, stopped ? "–" : figure, stopped ? "the run stopped" : more));
+    if (nearest) held("Above the least possible", change(part(makespan - nearest.ns, nearest.ns)), `${nearest.name}: ${format.ns(nearest.ns)}`);
+    if (serial && makespan) held("As fast as serial", format.ratio((serial * 1e9) / makespan), format.ns(serial * 1e9));
+    if (planned) held("Against its plan", data.foreign ? "–" : change(part(makespan - planned, planned)), data.foreign ? "made for another device" : format.ns(planned));
     root.append(el("div", {class: "cards"}, ...facts), gauge(rows, nearest, makespan));
     if (!bounds.length) root.append(nothing("This timeline came without bounds: a schedule's, and those of the runs of its program, have them."));
     root.append(el("h3", {text: "Plan against actual"}));
@@ -42,7 +46,7 @@
     });
     return el("div", {class: "scroll", tabindex: "0", role: "group", "aria-label": "Makespan and bounds"},
       el("table", {class: "gauge"}, el("caption", {text: "No schedule can beat a bound"}),
-        el("thead", {}, el("tr", {}, el("th", {scope: "col", text: "time of"}), el("th", {scope: "col"}), el("th", {scope: "col", class: "n", text: "seconds"}),
+        el("thead", {}, el("tr", {}, el("th", {scope: "col", text: "time of"}), el("th", {scope: "col"}), el("th", {scope: "col", class: "n", text: "time"}),
           el("th", {scope: "col", class: "n", text: "of the makespan"}))), el("tbody", {}, ...lines)));
   };
 
@@ -71,12 +75,16 @@
     return sortable("By operator, worst first", columns({title: "operator", by: (row) => row.name, cell: (row) => operatorKey(data, row.name)}, widest(rows)), rows);
   };
 
+  /** Each launch by itself: those of one name, such as a step's in every step, are not added up. */
   const activities = (data) => {
-    const rows = data.deviation.map(([name, planned, actual]) => ({name, planned, actual}));
-    const place = new Map();
-    for (let index = data.count - 1; index >= 0; index--) place.set(data.name(index), index);
-    const cell = (row) => (place.has(row.name) ? toLanes(data, place.get(row.name)) : bdi(row.name));
-    return sortable("By launch, worst first", columns({title: "launch", by: (row) => row.name, cell}, widest(rows)), rows, {most: 20});
+    const rows = [];
+    for (let index = 0; index < data.count; index++) {
+      if (data.end[index] < 0 || data.planEnd[index] < 0) continue;
+      rows.push({index, planned: data.planEnd[index] - data.planStart[index], actual: data.end[index] - data.start[index]});
+    }
+    const most = rows.sort(worst).slice(0, MOST_ROWS);
+    const first = {title: "launch", by: (row) => data.name(row.index), cell: (row) => toLanes(data, row.index)};
+    return sortable("By launch, worst first", columns(first, widest(most)), most, {most: 20});
   };
 
   views.push({id: "bounds", title: "Bounds", build});

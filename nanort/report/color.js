@@ -1,8 +1,8 @@
-/* Colours that colour-blind eyes tell apart: those of Okabe and Ito, each at 3 to 1 or more against its background. */
+/* Near those of Okabe and Ito, at 3 to 1 or more against the background; no two nearer than 10 (CIE76) to any eye. */
 
 const PALETTE = {
-  dark: ["#56b4e9", "#e69f00", "#1fb38a", "#cc79a7", "#f0e442", "#e8702a", "#5b7cf0", "#a3adb8"],
-  light: ["#2a8cc7", "#b97800", "#008a64", "#b4558a", "#8f8400", "#d55e00", "#0062a3", "#69737d"],
+  dark: ["#56b4e9", "#e69f00", "#1fb38a", "#ba77b5", "#f0e442", "#e8702a", "#5b7cf0", "#a3adb8"],
+  light: ["#298bcb", "#b27f1c", "#1c8965", "#a4568d", "#7a8734", "#b53a00", "#0964a4", "#9d8595"],
 };
 /* Which of them stands for what binds: an operator alone, or the device at a time. */
 const BOUND = {

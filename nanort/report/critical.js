@@ -89,7 +89,7 @@
     "launch gap": "all that it waits for has ended",
   };
 
-  const because = (reason) => REASONS[reason] ?? `after a wait (${reason})`;
+  const because = (reason) => entry(REASONS, reason) ?? `after a wait (${reason})`;
 
   /** Time on the path by operator, with the answers to "what if". */
   const operators = (data, segments, answers, gaps) => {

@@ -60,7 +60,6 @@ def collected(timeline: Timeline, other: Timeline | None = None) -> dict[str, An
         "roof": _roof(timeline, texts),
         "utilization": timeline.utilization(),
         **_analyses(timeline),
-        "deviation": _deviation(timeline),
         "diff": None if other is None else _difference(timeline, other),
         "graph": dag.layout(timeline),
         "strings": texts.all,  # last: by now all of them are known
@@ -188,7 +187,7 @@ def _curves(timeline: Timeline) -> dict[str, Any]:
     """What was used of each resource from each time on, and the same of the plan."""
     found: dict[str, Any] = {}
     for name, curve in timeline.curves().items():
-        if name in CURVES and len(curve.times_ns):
+        if name in CURVES and curve.values.any():
             found[name] = {"t": packed(curve.times_ns), "v": figures(curve.values)}
     if timeline.plan is not None:
         found["plan"] = _curves(timeline.plan)
@@ -196,7 +195,9 @@ def _curves(timeline: Timeline) -> dict[str, Any]:
 
 
 def _roof(timeline: Timeline, texts: Texts) -> dict[str, Column]:
-    """Which resource binds when: the times of all changes, and between any two the resource."""
+    """What binds when: the times of all changes, and between any two the resource; empty where none is known."""
+    if not any(getattr(timeline, field) for field in CAPACITY.values()):
+        return {"t": packed(np.empty(0, np.int64)), "name": packed(np.empty(0, np.int64))}
     binding = timeline.binding()
     return {"t": packed(binding.times_ns), "name": texts.places([name for _, _, name in binding])}
 
@@ -207,10 +208,12 @@ def _analyses(timeline: Timeline) -> dict[str, Any]:
     return {
         "critical": {
             "segments": [[s.index, s.start_ns, s.end_ns, s.reason] for s in path.segments],
-            "what_if": [[shown(answer.operator), answer.factor, answer.makespan_ns] for answer in path.what_ifs()],
+            "what_if": [
+                [shown(answer.operator), answer.factor, answer.makespan_ns] for answer in path.what_ifs(most=16)
+            ],
         },
         "idle": {
-            "lanes": {shown(stream): causes for stream, causes in idle.lanes.items()},
+            "lanes": [[shown(stream), causes] for stream, causes in idle.lanes.items()],
             "causes": list(idle.causes),
         },
         "overlap": [
@@ -233,16 +236,6 @@ def _analyses(timeline: Timeline) -> dict[str, Any]:
             for row in timeline.roofline().points
         ],
     }
-
-
-def _deviation(timeline: Timeline) -> list[list[Any]]:
-    """What took another time than planned, furthest off first."""
-    if timeline.plan is None:
-        return []
-    return [
-        [shown(row.name), round(row.planned_seconds * 1e9), round(row.actual_seconds * 1e9)]
-        for row in timeline.compare().rows[:MOST_ROWS]
-    ]
 
 
 def _difference(timeline: Timeline, other: Timeline) -> dict[str, Any]:

@@ -3,6 +3,9 @@
 const LONGEST_NAME = 160;
 const UNSEEN = /[\p{Cc}\p{Cf}\p{Cs}\p{Co}\p{Zl}\p{Zp}]/gu; // controls, bidi marks, lone surrogates, line separators
 
+/** What a table has for a key; nothing for what every object inherits, such as "constructor". */
+const entry = (table, key) => (Object.hasOwn(table, key) ? table[key] : undefined);
+
 const format = {
   /** Three digits, or as many as are asked for, without zeros that say nothing. */
   figure(value, digits = 3) {

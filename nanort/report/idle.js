@@ -15,7 +15,7 @@
   const busy = () => color.css("--accent");
 
   const build = (root, data) => {
-    const lanes = Object.entries(data.idle.lanes);
+    const {lanes} = data.idle;
     if (!lanes.length) return void root.append(nothing("No lane was used."));
     const sum = (cause) => lanes.reduce((all, [, lane]) => all + (lane[cause] ?? 0), 0);
     const all = data.makespan_ns * lanes.length;

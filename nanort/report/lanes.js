@@ -94,9 +94,10 @@ function drawRow(brush, row, top, height, sight, strength = 1) {
   return roomy;
 }
 
-/** Draws all lanes. */
+/** Draws what `scroll` has of the lanes: a canvas as high as all of them may be higher than a browser can make. */
 function drawLanes(canvas, layout, width, scroll) {
-  const context = surface(canvas, width, layout.height);
+  const context = surface(canvas, width, scroll.bottom - scroll.top);
+  context.translate(0, -scroll.top);
   const sight = {from: time.from, to: time.to, scale: width / time.span(), width};
   context.font = FONT;
   context.textBaseline = "middle";

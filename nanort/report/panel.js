@@ -140,7 +140,7 @@ function waited(index) {
   const items = blockers.slice(0, MOST_LISTED).map(([one, reason]) => {
     const away = start >= 0 && data.end[one] >= 0 ? start - data.end[one] : NaN;
     const when = Number.isNaN(away) ? "did not end" : away >= 0 ? `ended ${format.ns(away)} before` : `ended ${format.ns(-away)} after its start`;
-    return linked(one, `${REASONS[reason] ?? format.name(reason, 20)}, ${when}`);
+    return linked(one, `${entry(REASONS, reason) ?? format.name(reason, 20)}, ${when}`);
   });
   return [el("h3", {text: "Waited for"}), el("p", {text: gap(start, before, blockers[0][0])}), el("ul", {class: "plain"}, ...items), rest(blockers.length)];
 }

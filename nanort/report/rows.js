@@ -108,10 +108,15 @@ function arranged(data) {
 
 /** What stands above the lanes of a group. */
 function titleOf(data, stream) {
-  const unit = data.device === "cpu" ? "cores" : "SMs";
-  if (data.text(stream.name) in ENGINES) return "Copy engines";
+  if (entry(ENGINES, data.text(stream.name))) return "Copy engines";
   const group = data.text(stream.group);
   if (!group) return "Streams";
   const sms = Math.max(...data.streams.filter((one) => one.group === stream.group).map((one) => one.sms));
-  return `${group === "whole" ? "Whole device" : `SM group ${format.name(group, 40)}`} · ${sms} ${unit}`;
+  const one = data.device === "cpu" ? "Group" : "SM group";
+  return `${group === "whole" ? "Whole device" : `${one} ${format.name(group, 40)}`} · ${unitsOf(data, sms)}`;
+}
+
+/** So many SMs, or cores. */
+function unitsOf(data, count) {
+  return `${count} ${data.device === "cpu" ? "core" : "SM"}${count === 1 ? "" : "s"}`;
 }

@@ -1,14 +1,13 @@
 /* Search: by a part of a name, an operator, labels or a source line. */
 
-const found = {list: [], at: -1};
+const found = {words: "", list: [], at: -1};
 const SEARCHED = ["name", "operator", "where", "scope"];
 
 /** Marks every activity that says `words`; none for no words. */
 function search(words) {
   const {data} = app;
   const wanted = words.trim().toLowerCase();
-  found.at = -1;
-  found.list = [];
+  Object.assign(found, {words, list: [], at: -1});
   paint.flags = null;
   if (wanted) {
     const fits = Uint8Array.from(data.strings, (text) => (text.toLowerCase().includes(wanted) ? 1 : 0));
@@ -39,12 +38,7 @@ function step(by) {
 
 function listenToSearch() {
   const field = document.getElementById("query");
-  let searched = "";
-  const look = () => {
-    if (field.value === searched) return;
-    searched = field.value;
-    search(searched);
-  };
+  const look = () => field.value === found.words || search(field.value);
   let timer = 0;
   field.addEventListener("input", () => {
     clearTimeout(timer);
@@ -57,7 +51,6 @@ function listenToSearch() {
     look();
     if (event.key === "Enter") return void step(event.shiftKey ? -1 : 1);
     escape();
-    searched = "";
     field.blur();
   });
   document.getElementById("search").addEventListener("submit", (event) => event.preventDefault());

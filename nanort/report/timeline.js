@@ -31,7 +31,7 @@ function buildTimeline(root, data) {
     el("div", {class: "strip"}, gutter(), parts.ruler),
     parts.box,
     el("div", {class: "strip tracks"}, gutter(...trackLabels(parts)), parts.curves),
-    el("div", {class: "strip"}, gutter(el("span", {class: "muted", text: "what binds"})), parts.band),
+    el("div", {class: "strip", hidden: !data.roof.name.length}, gutter(el("span", {class: "muted", text: "what binds"})), parts.band),
   ];
   root.append(toolbar(data, parts), el("div", {class: "stage"}, ...stretch, parts.cursor, parts.tip), roofs(data));
   return wire(data, parts);
@@ -71,7 +71,7 @@ function laneLabels(data) {
   const lanes = layout.lanes.map((lane) => {
     const sms = data.streams[lane.position].sms;
     const name = format.name(lane.name, 60);
-    const words = sms ? `${sms} ${data.device === "cpu" ? "cores" : "SMs"}` : ENGINES[lane.name] ?? "";
+    const words = sms ? unitsOf(data, sms) : entry(ENGINES, lane.name) ?? "";
     const small = layout.size === SIZES.many;
     const label = el("div", {class: "lane", title: `${name} ${words}`},
       el("span", {class: "who"}, el("b", {text: name}), small ? null : el("span", {class: "muted", text: words})));
@@ -112,7 +112,7 @@ function roofs(data) {
   return list;
 }
 
-/** The legend of the colours; an entry searches for what it names. */
+/** The legend of the colours. */
 function fillLegend(list, data) {
   const {columns} = data;
   const entries = {
@@ -140,7 +140,7 @@ function wire(data, parts) {
     const all = document.documentElement.classList.contains("printing");
     drawMap(parts.map, layout, width);
     drawRuler(parts.ruler, width);
-    drawLanes(parts.lanes, layout, width, all ? {top: 0, bottom: Infinity} : {top: box.scrollTop, bottom: box.scrollTop + box.clientHeight});
+    drawLanes(parts.lanes, layout, width, all ? {top: 0, bottom: layout.height} : {top: box.scrollTop, bottom: Math.min(box.scrollTop + box.clientHeight, layout.height)});
     drawCurves(parts.curves, tracks, width);
     drawBand(parts.band, data, width);
   };
@@ -171,9 +171,9 @@ function wire(data, parts) {
   const point = pointing(data, parts);
   for (const canvas of [parts.lanes, parts.curves, parts.ruler, parts.band]) {
     handle(canvas, {
-      hover: (event, moment) => point(canvas === parts.lanes ? event.offsetY : NaN, event, moment),
+      hover: (event, moment) => point(canvas === parts.lanes ? event.offsetY + parts.box.scrollTop : NaN, event, moment),
       leave: () => point(NaN, null, NaN),
-      click: (event, moment) => canvas === parts.lanes && app.select(under(event.offsetY, moment, width)),
+      click: (event, moment) => canvas === parts.lanes && app.select(under(event.offsetY + parts.box.scrollTop, moment, width)),
       scroll: (by) => stage.scroll(by),
     });
   }

@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from playwright.sync_api import Browser, expect
 
@@ -11,6 +12,7 @@ from browser.runs import hostile, known
 from browser.sheet import VIEWS, Sheet
 from hostile import HOSTILE, LONG
 from nanort import drawing
+from nanort.timeline.events import Activity, Timeline
 from test_drawing import one
 
 Opened = Callable[..., Sheet]
@@ -56,6 +58,16 @@ def test_search_finds_a_node_and_goes_to_it(opened: Opened) -> None:
     sheet.page.keyboard.press("Escape")
     assert sheet.selected == ""
     assert sheet.page.locator("#query").input_value() == ""
+
+
+def test_what_was_searched_is_found_again_after_escape(opened: Opened) -> None:
+    sheet = opened(known())
+    sheet.page.fill("#query", "linear")
+    expect(sheet.page.locator("#found")).to_have_text("2")
+    sheet.page.focus("canvas.lanes")
+    sheet.page.keyboard.press("Escape")
+    sheet.page.fill("#query", "linear")
+    expect(sheet.page.locator("#found")).to_have_text("2")
 
 
 @pytest.mark.parametrize(("words", "count"), [("model.py:14", "1"), ("layer 1", "2"), ("nowhere", "none")])
@@ -199,6 +211,33 @@ def test_a_small_screen_loses_nothing_to_the_side(opened: Opened) -> None:
         section = sheet.show(view)
         assert section.bounding_box()["width"] <= 420, view  # type: ignore[index]
         assert sheet.page.evaluate("document.documentElement.scrollWidth") <= 420, view
+
+
+def test_a_finger_on_the_lanes_moves_a_small_page(opened: Opened) -> None:
+    sheet = opened(known())
+    sheet.page.set_viewport_size({"width": 420, "height": 500})
+    box = sheet.page.locator("canvas.curves").bounding_box()
+    assert box is not None
+    x = box["x"] + 40
+    sheet.touch("touchStart", (x, 450))
+    for y in range(440, 40, -40):
+        sheet.touch("touchMove", (x, y))
+    sheet.touch("touchEnd")
+    sheet.page.wait_for_function("document.querySelector('.body').scrollTop > 100")
+
+
+def test_lanes_higher_than_any_canvas_are_drawn(opened: Opened) -> None:
+    made = [Activity(f"n{k}", "x", "s") for k in range(5000)]
+    begun = np.arange(len(made)) * 1e-9
+    sheet = opened(Timeline(made, begun, 1e-3 + begun, kind="measured", device="d"))  # all at once
+    assert sheet.page.evaluate("document.querySelector('canvas.lanes').height") < 2000
+    assert sheet.drawn("canvas.lanes") > 2
+    box = sheet.page.locator("canvas.lanes").bounding_box()
+    assert box is not None
+    sheet.page.evaluate("stage.scroll(1000)")
+    sheet.page.mouse.click(box["x"] + box["width"] / 2, box["y"] + 100)
+    y = sheet.page.evaluate("stage.layout.rows[stage.layout.rowOf[app.selected]].y")
+    assert 0 <= 1100 - y <= 40
 
 
 def test_two_fingers_zoom_the_lanes(opened: Opened) -> None:

@@ -8,6 +8,8 @@ from playwright.sync_api import Locator
 
 from browser.runs import known, odd
 from browser.sheet import VIEWS, Sheet
+from nanort.timeline.events import Activity, Timeline
+from nanort.timeline.joined import joined
 
 Opened = Callable[..., Sheet]
 MINUS, TIMES = "\u2212", "\u00d7"
@@ -128,6 +130,33 @@ def test_bounds_stand_in_order_and_the_plan_beside_what_came_of_it(opened: Opene
         ["30 µs", "40 µs", "+10 µs"],
         ["30 µs", "40 µs", "+10 µs"],
     )
+
+
+def test_a_run_that_stopped_is_not_held_against_bounds(opened: Opened) -> None:
+    said = facts(opened(odd()["failed"]), "bounds")
+    assert said.pop("Makespan") == "70 µs"
+    assert said == dict.fromkeys(("Above the least possible", "As fast as serial", "Against its plan"), "\N{EN DASH}")
+
+
+def test_launches_of_one_name_stand_by_themselves(opened: Opened) -> None:
+    sheet = opened(joined([known(), known()], "step", [0, 1]))
+    rows = [row for row in cells(sheet, "bounds", "By launch, worst first") if row[0] == "layer0.fetch/0"]
+    assert [row[1:3] for row in rows] == [["30 µs", "40 µs"]] * 2
+    link = sheet.page.locator("#view-bounds").get_by_role("button", name="layer0.fetch/0").last
+    link.click()
+    assert "step 1" in sheet.page.locator("#panel").inner_text()
+
+
+def test_a_name_that_every_object_knows_is_a_name(opened: Opened) -> None:
+    made = [
+        Activity("a", "x", "constructor", needs=()),
+        Activity("b", "x", "toString", needs=(0,), waits=((0, "valueOf"),)),
+    ]
+    sheet = opened(Timeline(made, [0.0, 1e-6], [1e-6, 2e-6], kind="measured", device="d"))
+    sheet.page.evaluate("app.select(1)")
+    words = sheet.page.locator("body").inner_text() + sheet.show("critical").inner_text()
+    assert "native code" not in words
+    assert "Copy engines" not in words
 
 
 def test_the_difference_of_two_runs_is_aligned_by_name(opened: Opened) -> None:
