@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import hypothesis
 import pytest
@@ -15,3 +16,12 @@ hypothesis.settings.load_profile("nanort")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-examples", action="store_true", help="write what the examples print to their .out files")
+
+
+@pytest.fixture(autouse=True)
+def _modes() -> Iterator[None]:
+    """Whoever turns gradients off turns them on again: they are off for the whole thread."""
+    yield
+    off = not torch.is_grad_enabled()
+    torch.set_grad_enabled(True)
+    assert not off, "gradients are off after this test"

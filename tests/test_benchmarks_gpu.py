@@ -71,6 +71,17 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[fake_driver.FakeDriver]:
 
 
 @pytest.fixture
+def references() -> Iterator[None]:
+    """Operators without kernels; afterwards they have them in their order, of which plans take the first."""
+    kept = [(op.kernels, dict(op.kernels)) for op in (getattr(ops, name) for name in ops.__all__)]
+    for kernels, _ in kept:
+        kernels.clear()
+    yield
+    for kernels, before in kept:
+        kernels.update(before)
+
+
+@pytest.fixture
 def peers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Those that took part in contests; before, each has given what the operator's reference does."""
     contests = importlib.import_module("benchmarks.gpu.contests")
@@ -100,13 +111,11 @@ def agree(found: Any, wanted: Any) -> None:
 @pytest.mark.parametrize("name", PARTS)
 @pytest.mark.usefixtures("peers")
 def test_part_yields_whole_rows_and_leaves_nothing_behind(
-    name: str, driver: fake_driver.FakeDriver, monkeypatch: pytest.MonkeyPatch
+    name: str, driver: fake_driver.FakeDriver, request: pytest.FixtureRequest
 ) -> None:
     torch.manual_seed(0)
     if not name.startswith("kernel_"):  # schedules of references: interpreted kernels would take minutes
-        for op in (getattr(ops, name) for name in ops.__all__):
-            for kernel in list(op.kernels):
-                monkeypatch.delitem(op.kernels, kernel)
+        request.getfixturevalue("references")
     measure = importlib.import_module("benchmarks.measure")
     with torch.no_grad():
         rows = list(importlib.import_module(f"benchmarks.gpu.{name}").measure(driver, SCALE))

@@ -149,17 +149,18 @@ class CpuBackend:
         """Runs the one stream in this thread."""
         name, items = next(iter(self.queues.items()), ("", []))
         stream = next((stream for stream in self.program.streams if stream.name == name), None)
-        before = torch.get_num_threads()
+        before, gradients = torch.get_num_threads(), torch.is_grad_enabled()
         if self.recorder is not None:
             self.recorder.enter(name)
         try:
             torch.set_num_threads(self._threads(stream))
-            with torch.no_grad():
-                self._walk(items, run)
+            torch.set_grad_enabled(False)
+            self._walk(items, run)
         except BaseException as error:  # an interrupt between two nodes
             run.failure = run.failure or (None, error)
             raise
-        finally:
+        finally:  # whatever struck, and before what: a with statement may miss an interrupt as it begins
+            torch.set_grad_enabled(gradients)
             torch.set_num_threads(before)
 
     def _dispatch(self, run: _Run) -> None:
