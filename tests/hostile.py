@@ -56,7 +56,7 @@ BROKEN = ("\x00", "a\x00b", "\ud800", "\udfff\ud800", "\udcff", "\ufffe\uffff", 
 PATHS = (
     "../../escaped",
     "..\\..\\escaped",
-    "/tmp/escaped",
+    "/escaped",
     "C:\\escaped",
     "CON",
     "NUL.txt",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Protocol
 
 import numpy as np
 
@@ -20,6 +21,13 @@ FEW = 4000
 TOUCH, RECORD, WAIT = 0, 1, 2
 
 
+class Queued(Protocol):
+    """Whatever stands on a stream."""
+
+    @property
+    def stream(self) -> str: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Steps:
     """Instructions as arrays: what each is, its lane, event and node, and where its accesses begin."""
@@ -33,7 +41,7 @@ class Steps:
     marks: int
 
     @staticmethod
-    def of(steps: Sequence[object], owner: Ints) -> Steps:
+    def of(steps: Sequence[Queued], owner: Ints) -> Steps:
         """The steps in an order in which they may happen; ``owner`` is the step of every access."""
         lane: dict[str, int] = {}
         events: dict[int, int] = {}
@@ -41,8 +49,7 @@ class Steps:
         for step in steps:
             kind = RECORD if isinstance(step, Record) else WAIT if isinstance(step, Wait) else TOUCH
             event = events.setdefault(step.event, len(events)) if isinstance(step, (Record, Wait)) else 0
-            stream: str = getattr(step, "stream")  # noqa: B009  # all steps have one, of whatever class they are
-            rows.append((kind, lane.setdefault(stream, len(lane)), event, getattr(step, "node", -1)))
+            rows.append((kind, lane.setdefault(step.stream, len(lane)), event, getattr(step, "node", -1)))
         table = np.array(rows, np.int64).reshape(len(rows), 4)
         kinds, lanes, numbers, nodes = (np.ascontiguousarray(table[:, column]) for column in range(4))
         pointers = np.searchsorted(owner, np.arange(len(rows) + 1)).astype(np.int64)

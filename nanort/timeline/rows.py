@@ -43,10 +43,6 @@ def fields(path: str | os.PathLike[str]) -> Iterator[tuple[str, Any]]:
             # The profiler itself writes a name now and then that is no UTF-8: what stands around it is sound.
             with io.TextIOWrapper(plain, encoding="utf-8-sig", errors="replace", newline="") as text:
                 yield from _fields(_Text(str(path), text))
-        except UnicodeDecodeError as error:
-            raise TruncatedFileError(
-                f"{path} is no trace: it holds bytes that are not UTF-8 ({error.reason})"
-            ) from error
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise TruncatedFileError(f"{path} is cut short, or packed wrongly: {error}") from error
 
