@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 
 import pytest
 
-from nanort.checkpoints.tokenizer import ByteTokenizer
+from nanort.checkpoints.tokenizer import ByteTokenizer, Stream
 from nanort.clock import VirtualClock
 from nanort.errors import CacheFullError, DriverError, ExecutionError, OverloadedError, PoisonedError, RequestError
 from nanort.serving.batching import Batch
@@ -140,6 +141,24 @@ def test_a_step_that_fails_fails_its_requests_by_name_and_no_others() -> None:
     assert isinstance(first.error, ExecutionError)
     assert found[second.id][-1].finish == "error"
     assert text(found[third.id]) == "abcdef"
+
+
+def test_tokens_that_a_tokenizer_fails_on_end_their_request_and_no_others() -> None:
+    class Fussy(ByteTokenizer):
+        def stream(self, before: Sequence[int] = ()) -> Stream:
+            return Stream(self.fuss if before == (2,) else self.decode)
+
+        def fuss(self, ids: Sequence[int]) -> str:
+            if 99 in ids:
+                raise RequestError("the tokenizer fails on these tokens")
+            return self.decode(ids)
+
+    served = engine(tokenizer=Fussy())
+    first, second = (served.submit([number], ALPHABET) for number in (1, 2))
+    found = run(served)
+    assert (first.finish, text(found[first.id])) == ("length", "abcdef")
+    assert (second.finish, text(found[second.id])) == ("error", "ab")
+    assert isinstance(second.error, RequestError)
 
 
 def test_a_device_that_is_lost_ends_serving() -> None:

@@ -267,6 +267,21 @@ def test_a_template_that_is_broken_or_reaches_out_is_refused(tmp_path: Path, tem
         tokenizer.chat(HELLO)
 
 
+def test_a_text_or_tokens_that_a_broken_file_fails_on_are_refused_and_others_are_not(tmp_path: Path) -> None:
+    path = write_folder(tmp_path) / "tokenizer.json"
+    described = json.loads(path.read_text())
+    del described["model"]["vocab"]["Ã"]
+    described["model"]["unk_token"] = "nowhere"
+    path.write_text(json.dumps(described))
+    tokenizer = Tokenizer.of(tmp_path)
+    assert tokenizer.decode(tokenizer.encode("tin")) == "tin"
+    for special in (False, True):
+        with pytest.raises(RequestError, match=r"the model's tokenizer fails on this text: .*nowhere"):
+            tokenizer.encode("é", special=special)
+    with pytest.raises(RequestError, match="the model's tokenizer fails on these tokens: "):
+        tokenizer.decode([1 << 40])
+
+
 def test_half_a_surrogate_pair_is_refused(tmp_path: Path) -> None:
     for tokenizer in (ByteTokenizer(), Tokenizer.of(write_folder(tmp_path))):
         with pytest.raises(RequestError, match="half a surrogate pair at 1"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -124,9 +124,21 @@ def described_by(path: Path) -> Iterator[None]:
     Raises:
         TruncatedFileError: what was raised inside.
     """
+    with failures(
+        lambda error: TruncatedFileError(f"{path} does not describe a tokenizer ({error}): download it again")
+    ):
+        yield
+
+
+@contextmanager
+def failures(become: Callable[[BaseException], Exception]) -> Iterator[None]:
+    """Makes of what tokenizers raises inside what ``become`` says.
+
+    tokenizers raises nothing narrower than Exception, and a panic of its own is not even one.
+    """
     try:
         yield
-    except BaseException as error:  # tokenizers raises nothing narrower, and a panic of its own is no Exception
+    except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise TruncatedFileError(f"{path} does not describe a tokenizer ({error}): download it again") from error
+        raise become(error) from error

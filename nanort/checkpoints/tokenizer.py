@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from nanort.bounded import content
 from nanort.checkpoints.gguf import GGUFFile, demo_package
-from nanort.checkpoints.gguf_tokenizer import backend_of, described_by
+from nanort.checkpoints.gguf_tokenizer import backend_of, described_by, failures
 from nanort.checkpoints.weights import read_json
 from nanort.errors import FileError, RequestError, TruncatedFileError
 
@@ -85,6 +85,10 @@ class Tokenizer:
         """
         with _whole_characters():
             text.encode()
+        with failures(lambda error: RequestError(f"the model's tokenizer fails on this text: {error}")):
+            return self._encode(text, special)
+
+    def _encode(self, text: str, special: bool) -> list[int]:
         # In a batch, for which tokenizers lets other threads go on: encode() stops them all, for seconds a long text.
         backend = self._backend if special else self._plain
         (encoded,) = backend.encode_batch([text], add_special_tokens=not special)
@@ -93,7 +97,8 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ``ids`` for a reader: special tokens are left out."""
-        text: str = self._backend.decode(ids, skip_special_tokens=True)
+        with failures(lambda error: RequestError(f"the model's tokenizer fails on these tokens: {error}")):
+            text: str = self._backend.decode(ids, skip_special_tokens=True)
         return text
 
     def inside(self, ids: Sequence[int]) -> str:
@@ -235,10 +240,10 @@ def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
 
 
 def _tried(path: Path, backend: Any, **about: Any) -> Tokenizer:
-    """The tokenizer, once it has encoded something: a file through which no text gets is refused now."""
+    """The tokenizer, once a letter went there and back: a file through which no text gets is refused now."""
     with described_by(path):
         tokenizer = Tokenizer(backend, **about)
-        tokenizer.encode("a")
+        tokenizer.decode(tokenizer.encode("a"))
     return tokenizer
 
 

@@ -250,6 +250,16 @@ class Engine:
         request.generated.append(token)
         if request.first_token is None:
             request.first_token = now
+        try:
+            text, finish = self._told(request, token)
+        except RequestError as error:  # of the tokenizer: the others go on
+            return self._ended_by(request, error)
+        if finish is not None:
+            self._end(request, finish)
+        return Output(request, (token,), text, finish, None if logprob is None else (logprob,))
+
+    def _told(self, request: Request, token: int) -> tuple[str, str | None]:
+        """The text that one more token completes, and why the reply ends with it."""
         params, reply = request.params, self._replies.get(request)
         ends = token in params.stop_token_ids or (token in self.eos_ids and not params.ignore_eos)
         text = ""
@@ -258,12 +268,15 @@ class Engine:
         finish = STOP if ends or (reply is not None and reply.stopped) else None
         if finish is None and len(request.generated) >= params.max_new_tokens:
             finish = LENGTH
-        if finish is not None:
-            if reply is not None:
-                text += reply.rest()
-                finish = STOP if reply.stopped else finish
-            self._end(request, finish)
-        return Output(request, (token,), text, finish, None if logprob is None else (logprob,))
+        if finish is not None and reply is not None:
+            text += reply.rest()
+            finish = STOP if reply.stopped else finish
+        return text, finish
+
+    def _ended_by(self, request: Request, error: NanortError) -> Output:
+        request.error = error
+        self._end(request, ERROR)
+        return Output(request, (), "", ERROR)
 
     def _end(self, request: Request, finish: str) -> None:
         request.finish, request.finished = finish, self.clock.now()
@@ -280,9 +293,7 @@ class Engine:
         lost = set(self.cache.lost(batch.loads, batch.saves))
         for request in batch.requests:
             if request.finish is None:
-                request.error = error
-                self._end(request, ERROR)
-                self._outputs.append(Output(request, (), "", ERROR))
+                self._outputs.append(self._ended_by(request, error))
         hollow = [request for request in reversed(self.running) if request in lost]
         for request in hollow:
             self._admission.preempt(request, save=False)

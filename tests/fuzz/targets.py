@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -217,11 +218,19 @@ def _tokenizer() -> Any:
 
 def _use(tokenizer: Tokenizer) -> None:
     """What a server does with it; a request may be refused, in words that need no file."""
-    try:
-        tokenizer.decode(tokenizer.encode("in 12 é <end>"))
-        tokenizer.encode(tokenizer.chat([{"role": "user", "content": "Hi"}]), special=True)
-    except RequestError:
-        pass
+    every = "".join(map(chr, range(0x180))) + "\u2028\u3042\ufffd\U0010ffff"
+    asks: list[Callable[[], object]] = [
+        lambda: tokenizer.decode(tokenizer.encode("in 12 é <end>")),
+        lambda: tokenizer.encode(tokenizer.chat([{"role": "user", "content": "Hi"}]), special=True),
+        lambda: tokenizer.encode(every, special=True),
+        lambda: tokenizer.inside(range(tokenizer.vocab_size)),
+    ]
+    for ask in asks:
+        with suppress(RequestError):
+            ask()
+    for token in (0, 1, tokenizer.vocab_size - 1, tokenizer.vocab_size):
+        with suppress(RequestError):
+            tokenizer.stream([token]).push(token)
 
 
 def _read_tokenizer(path: Path) -> None:
