@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nanort.errors import FileError, TruncatedFileError
 from nanort.timeline.events import Timeline
-from nanort.timeline.joined import joined
+from nanort.timeline.joined import Joined
 from nanort.timeline.rows import ROWS, fields
 
 TIMELINE = "timeline.json"
@@ -26,7 +26,7 @@ def opened(path: Path) -> Timeline:
     files = files_of(path)
     if len(files) == 1:
         return _read(files[0])
-    return joined(list(map(Timeline.load, files)), "step", [_number(file) for file in files])
+    return Joined(list(map(Timeline.load, files)), "step", [_number(file) for file in files])
 
 
 def files_of(path: Path) -> list[Path]:

@@ -21,7 +21,7 @@ from hostile import HOSTILE, LONG
 from nanort import cli, graphs
 from nanort.errors import FileError, RequestError, TimelineError
 from nanort.timeline.events import Activity, Timeline
-from nanort.timeline.joined import joined
+from nanort.timeline.joined import Joined
 from nanort.trace_files import STEPS, opened
 
 VIEWS = ("summary", "critical-path", "idle", "overlap", "diff")
@@ -156,6 +156,24 @@ def test_a_serving_trace_is_its_steps_one_after_the_other(tmp_path: Path) -> Non
     assert call("summary", tmp_path)
 
 
+def test_the_plan_of_a_step_is_shown_where_the_step_ran() -> None:
+    """Until a plan takes longer than its step: the next one is shown behind it, and catches up where there is time."""
+    ran, planned = [5.0, 1.0, 1.0, 9.0, 4.0], [3.0, 2.0, 2.0, 4.0, 4.0]
+    parts = []
+    for actual, wanted in zip(ran, planned, strict=True):
+        plan = Timeline([Activity("n", "linear", "g0")], [0.0], [wanted], kind="planned", device="h200")
+        parts.append(plan.with_times([0.0], [actual], kind="measured"))
+    timeline = Joined(parts, "step", range(5))
+    assert timeline.start.tolist() == [0, 5, 6, 7, 16]
+    assert timeline.beside is not None
+    assert timeline.plan is not None
+    assert timeline.beside.start.tolist() == [0, 5, 7, 9, 16]
+    assert timeline.beside.end.tolist() == [3, 7, 9, 13, 20]
+    assert timeline.plan.makespan == 15
+    assert timeline.compare().planned_makespan == 15
+    assert parts[0].beside is parts[0].plan
+
+
 def test_of_many_steps_the_last_are_shown(tmp_path: Path) -> None:
     steps(tmp_path, STEPS + 3)
     timeline = opened(tmp_path)
@@ -167,10 +185,10 @@ def test_parts_that_cannot_be_joined_are_refused(tmp_path: Path) -> None:
     (part,) = steps(tmp_path, 1)
     other = Timeline((), (), (), kind="measured", device="cpu")
     with pytest.raises(TimelineError, match="one device"):
-        joined([part, other], "step", [1, 2])
+        Joined([part, other], "step", [1, 2])
     with pytest.raises(TimelineError, match="one device"):
-        joined([], "step", [])
-    alone = joined([part, Timeline((), (), (), kind="measured", device="h200")], "step", [1, 2])
+        Joined([], "step", [])
+    alone = Joined([part, Timeline((), (), (), kind="measured", device="h200")], "step", [1, 2])
     assert (alone.plan, len(alone), alone.makespan) == (None, 2, part.makespan)
 
 
@@ -300,7 +318,7 @@ def test_steps_come_one_after_the_other_in_analyses_too() -> None:
 
     first = step(("a", "g0", 0, 100, ()), ("b", "g1", 100, 200, (0,)))
     then = step(("load", "h2d", 0, 50, ()), ("a", "g0", 50, 150, (0,)), ("b", "g1", 150, 250, (1,)))
-    both = joined([first, then], "step", [0, 1])
+    both = Joined([first, then], "step", [0, 1])
     assert both.critical_path().operators == {"a": 200, "b": 200, "load": 50}
     assert both.idle().lanes["h2d"] == {**dict.fromkeys(both.idle().causes, 0), "dependency": 200, "nothing left": 200}
     assert not any(row.could for row in both.overlap().operators)

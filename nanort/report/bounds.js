@@ -9,7 +9,7 @@
     const bounds = Object.entries(lower).map(([name, seconds]) => ({name, ns: seconds * 1e9, kind: "bound"})).sort((a, b) => a.ns - b.ns);
     const nearest = bounds[bounds.length - 1];
     const stopped = data.end.some((end) => end < 0);
-    const planned = data.planEnd ? data.planEnd.reduce((latest, end) => Math.max(latest, end), 0) : 0;
+    const planned = data.plan_ns ?? 0;
     const rows = [...bounds, {name: data.kind === "planned" ? "this plan" : "this run", ns: makespan, kind: "run"}];
     if (planned) rows.push({name: "its plan", ns: planned, kind: "plan"});
     if (serial) rows.push({name: "one operator after the other", ns: serial * 1e9, kind: "serial"});

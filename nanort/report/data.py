@@ -50,6 +50,7 @@ def collected(timeline: Timeline, other: Timeline | None = None) -> dict[str, An
         "failure": shown(timeline.failure),
         "lost": timeline.lost,
         "makespan_ns": flat.makespan_ns,
+        "plan_ns": None if timeline.plan is None else timeline.plan.flat.makespan_ns,
         "capacity": {name: getattr(timeline, field) for name, field in CAPACITY.items()},
         "limits": dict(timeline.limits),
         "columns": _columns(timeline, texts),
@@ -111,9 +112,8 @@ def _columns(timeline: Timeline, texts: Texts) -> dict[str, Column]:
         columns[name] = figures(analysis.column(timeline, name))
     columns["alone_ns"] = packed(np.rint(analysis.column(timeline, "alone") * 1e9).astype(np.int64))
     columns["start"], columns["end"] = moments(flat.start), moments(flat.end)
-    if timeline.plan is not None:
-        place = _planned_at(timeline, timeline.plan)
-        planned = timeline.plan.flat
+    if (plan := timeline.beside) is not None:
+        place, planned = _planned_at(timeline, plan), plan.flat
         for name, times in (("plan_start", planned.start), ("plan_end", planned.end)):
             columns[name] = moments(np.where(place >= 0, np.append(times, NEVER)[place], NEVER))
     return columns
@@ -189,8 +189,8 @@ def _curves(timeline: Timeline) -> dict[str, Any]:
     for name, curve in timeline.curves().items():
         if name in CURVES and curve.values.any():
             found[name] = {"t": packed(curve.times_ns), "v": figures(curve.values)}
-    if timeline.plan is not None:
-        found["plan"] = _curves(timeline.plan)
+    if timeline.beside is not None:
+        found["plan"] = _curves(timeline.beside)
     return found
 
 

@@ -49,7 +49,7 @@ function overview() {
       ["activities", format.count(data.count)],
       ["not recorded", data.lost ? format.count(data.lost) : ""],
       ["makespan", format.ns(data.makespan_ns, 4)],
-      ["planned", data.planEnd ? format.ns(data.planEnd.reduce((a, b) => Math.max(a, b), 0), 4) : ""],
+      ["planned", data.plan_ns === null ? "" : format.ns(data.plan_ns, 4)],
       ...times,
     ]),
     ...(data.failure ? [el("p", {class: "alarm", text: format.name(data.failure, 400)})] : []),

@@ -240,6 +240,11 @@ class Timeline:
         """The streams that were used: SM groups in natural order (``g2`` before ``g10``), then the copy engines."""
         return tuple(sorted({activity.stream for activity in self.activities}, key=_natural))
 
+    @property
+    def beside(self) -> Timeline | None:
+        """The plan at the times at which it is shown beside this timeline: its own, but for joined ones."""
+        return self.plan
+
     def utilization(self) -> dict[str, float]:
         """Shares of the capacity, above 1 where caches served bytes: see :func:`.analysis.utilization`."""
         return analysis.utilization(self)
@@ -329,7 +334,7 @@ class Timeline:
         """
         from nanort.timeline import perfetto
 
-        perfetto.save(self, path, self.plan if plan is None else plan)
+        perfetto.save(self, path, self.beside if plan is None else plan)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Timeline:
