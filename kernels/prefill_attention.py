@@ -162,7 +162,7 @@ def tile(lines: int, kv_heads: int, dim: int, itemsize: int, sms: int) -> Tile:
         return Tile(64, 32, 8, 1)
     if triton.cdiv(lines, 128) * kv_heads < sms:
         return Tile(64, 32, 4, 2, registers=255)
-    return Tile(128, 64, 4, 2) if dim <= 64 else Tile(128, 64, 8, 1)
+    return Tile(128, 64, 8, 1, registers=255)
 
 
 def _scratch_bytes(q: torch.Tensor, kv: torch.Tensor, *_: torch.Tensor, sms: int, layout: object = None) -> int:
