@@ -63,6 +63,13 @@ def test_what_differs_is_told_by_node_operator_and_stream() -> None:
     assert lines[-3:] == ["on another stream, or with other SMs: k", "only here: old", "only there: new"]
 
 
+def test_another_operator_at_the_same_time_is_a_difference() -> None:
+    found = run(("a", "linear", "g0", 0, 5)).diff(run(("a", "fused", "g0", 0, 5)))
+    assert found
+    assert set(found.operators) == {Change("linear", 5, 0), Change("fused", 0, 5)}
+    assert "fused" in str(found)
+
+
 def test_activities_of_one_name_are_aligned_in_their_order() -> None:
     here = run(("a", "x", "g0", 5, 6), ("a", "x", "g0", 0, 1))
     there = run(("a", "x", "g0", 0, 1), ("a", "x", "g0", 5, 9), ("a", "x", "g0", 9, 10))

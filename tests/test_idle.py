@@ -7,6 +7,7 @@ import random
 from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -111,6 +112,10 @@ def holds(path: CriticalPath) -> None:
         else:
             assert (before.index, segment.reason) in activity.waits
     assert all((s.index < 0) == (s.reason == "launch gap") for s in path.segments)
+    for gap, then in pairwise(path.segments):
+        if gap.index < 0:  # its lane ran nothing that came before it
+            mine = (t.flat.lane == t.flat.lane[then.index]) & t.flat.ended & (t.flat.start < then.start_ns)
+            assert not mine.any() or t.flat.end[mine].max() <= gap.start_ns
     assert sum(path.operators.values()) == path.makespan_ns
     for operator in t.flat.operators:
         assert path.what_if(operator, 1).makespan_ns == path.makespan_ns
@@ -224,6 +229,22 @@ def test_critical_path_goes_through_what_ended_last() -> None:
         "launch gap      1         2 ns   10 %           -",
     ]
     assert path.data["segments"][1] == ["", 10, 12, "launch gap"]
+
+
+def test_a_lane_that_ran_two_at_once_is_free_when_the_last_of_both_has_ended() -> None:
+    t = run(("long", "g0", 0, 10), ("short", "g0", 1, 2), ("then", "g0", 10, 12))
+    found = [(segment.index, segment.start_ns, segment.end_ns) for segment in t.critical_path().segments]
+    assert found == [(0, 0, 10), (2, 10, 12)]
+
+
+@pytest.mark.parametrize("about", [{"needs": (7,)}, {"needs": (-1,)}, {"waits": ((2, "data"),)}])
+def test_what_needs_or_waits_for_nothing_that_is_there_is_refused(about: dict[str, Any], tmp_path: Path) -> None:
+    t = Timeline([Activity("a", "x", "g0", **about), Activity("b", "x", "g1")], [1.0, 0.0], [2.0, 1.0], **CAPACITY)
+    with pytest.raises(TimelineError, match=r"'a' needs, or waits for, activity -?\d: give indices from 0 to 1"):
+        t.critical_path()
+    with pytest.raises(TimelineError):
+        t.save(tmp_path / "t.json")
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_reason_is_that_of_the_wait() -> None:

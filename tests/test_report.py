@@ -185,11 +185,12 @@ def test_the_difference_to_another_run_goes_in() -> None:
 @pytest.mark.parametrize(
     ("timeline", "words"),
     [
-        (run(), "20 ns, 1.50x as fast as one operator after the other, 25% above the bound by device memory, "
-         "+11.1% against its plan"),
-        (run(end=12e-9), "12 ns, 2.50x as fast as one operator after the other, 25% below the bound by device memory, "
-         "-33.3% against its plan"),
-        (run(plan=False), "18 ns, 1.67x as fast as one operator after the other, 12% above the bound by device memory"),
+        (run(), "20 ns, 1.50x as fast as one operator after the other, 25 % above the bound by device memory, "
+         "+11.1 % against its plan"),
+        (run(end=12e-9), "12 ns, 2.50x as fast as one operator after the other, 25 % below the bound by device memory, "
+         "-33.3 % against its plan"),
+        (run(plan=False), "18 ns, 1.67x as fast as one operator after the other, 12 % above the bound by device "
+         "memory"),
         (run(end=float("nan")), "stopped after 10 ns: 1 of 2 launches had ended"),
         (Timeline([], [], [], kind="measured", device="cpu"), "nothing ran"),
     ],
@@ -247,7 +248,7 @@ def test_hostile_names_stay_text(name: str) -> None:
     found = Page(report.html(hostile, other=hostile, title=name))
     assert [tag for tag, _ in found.elements] == [tag for tag, _ in calm.elements]
     assert found.texts["title"] == ([shown(name)] if shown(name) else [f"measured on {shown(name)}"])
-    assert texts(found.about, "name") == [shown(name)]
+    assert texts(found.about, "name") == list(found.about["limits"]) == [shown(name)]
     assert found.texts["script"][1] == calm.texts["script"][1]
 
 
@@ -255,6 +256,9 @@ def test_nothing_is_written_of_what_cannot_be_shown(tmp_path: Path) -> None:
     endless = Timeline([], [], [], kind="measured", device="d", limits={"serial": float("inf")})
     with pytest.raises(FileError, match="give finite bandwidths and limits"):
         report.write(endless, tmp_path / "report.html")
+    sized = Timeline([Activity("a", "x", "g0", sms=np.int64(4))], [0.0], [1.0], kind="measured", device="d")  # type: ignore[arg-type]  # what users give
+    with pytest.raises(FileError, match="as Python numbers"):
+        report.write(sized, tmp_path / "report.html")
     assert list(tmp_path.iterdir()) == []
     report.write(run(), tmp_path / "report.html")
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]

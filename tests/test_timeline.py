@@ -68,6 +68,8 @@ def test_streams_come_in_natural_order_with_copy_engines_last() -> None:
         ([-1.0], [1.0], {}, "finite times from 0 on"),
         ([0.0], [math.inf], {}, "to inf seconds"),
         ([math.inf], [NAN], {}, "from inf"),
+        ([0.0], [1e10], {}, "146 years at most"),
+        ([1e300], [NAN], {}, "146 years at most"),
         ([NAN], [1.0], {}, "from nan to 1.0"),
     ],
 )

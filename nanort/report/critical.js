@@ -10,6 +10,7 @@
     const nodes = segments.filter(([index]) => index >= 0).length;
     root.append(
       el("p", {class: "muted", text: "What ran when, and what that waited for, back from the end to the start. The run takes as long as this path, so only what is on it can make it shorter."}),
+      ...(data.unknown ? [el("p", {class: "muted", text: data.unknown})] : []),
       el("div", {class: "cards"},
         fact("Length", format.ns(data.makespan_ns, 4), "the makespan"),
         fact("Launches on the path", format.count(nodes), `of ${format.count(data.count)}`),

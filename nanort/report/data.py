@@ -16,7 +16,7 @@ from nanort.errors import FileError
 from nanort.report import dag
 from nanort.report.columns import Column, Texts, figures, moments, packed, shown
 from nanort.timeline import analysis, units
-from nanort.timeline.flat import NEVER
+from nanort.timeline.flat import NEVER, UNKNOWN_NEEDS
 
 if TYPE_CHECKING:
     from nanort.timeline.diff import Change
@@ -52,7 +52,7 @@ def collected(timeline: Timeline, other: Timeline | None = None) -> dict[str, An
         "makespan_ns": flat.makespan_ns,
         "plan_ns": None if timeline.plan is None else timeline.plan.flat.makespan_ns,
         "capacity": {name: getattr(timeline, field) for name, field in CAPACITY.items()},
-        "limits": dict(timeline.limits),
+        "limits": {shown(name): seconds for name, seconds in timeline.limits.items()},
         "columns": _columns(timeline, texts),
         **_edges(timeline, texts),
         "operators": _operators(timeline, texts),
@@ -71,12 +71,14 @@ def encoded(value: dict[str, Any]) -> str:
     """JSON that can stand inside a script element: in ASCII, and without a sign that ends or opens one.
 
     Raises:
-        FileError: a figure is NaN or infinite.
+        FileError: a figure is NaN or infinite, or no number of Python's.
     """
     try:
         text = json.dumps(value, allow_nan=False, separators=(",", ":"))
-    except ValueError as error:
-        raise FileError(f"a figure cannot be shown ({error}): give finite bandwidths and limits") from error
+    except (TypeError, ValueError) as error:
+        raise FileError(
+            f"a figure cannot be shown ({error}): give finite bandwidths and limits, as Python numbers"
+        ) from error
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
@@ -95,9 +97,9 @@ def verdict(timeline: Timeline) -> str:
     if makespan and bounds:
         nearest = max(bounds, key=lambda name: bounds[name])
         off = makespan / bounds[nearest] - 1
-        words.append(f"{abs(off):.0%} {'above' if off >= 0 else 'below'} the bound by {nearest}")
+        words.append(f"{units.percent(abs(off))} {'above' if off >= 0 else 'below'} the bound by {nearest}")
     if timeline.plan is not None and makespan and timeline.plan.makespan and not timeline.foreign:
-        words.append(f"{makespan / timeline.plan.makespan - 1:+.1%} against its plan")
+        words.append(f"{units.change(makespan / timeline.plan.makespan - 1)} against its plan")
     return ", ".join(words)
 
 
@@ -152,6 +154,7 @@ def _edges(timeline: Timeline, texts: Texts) -> dict[str, Any]:
         "waits": packed(flat.waits.to),
         "waits_at": packed(flat.waits.at),
         "waits_reason": texts.places(flat.reasons),
+        "unknown": "" if flat.knows_needs.all() else f"{UNKNOWN_NEEDS.capitalize()}.",
     }
     return needs | waits
 

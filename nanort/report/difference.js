@@ -4,7 +4,7 @@
   const build = (root, data) => {
     const {diff} = data;
     if (!diff) {
-      root.append(nothing("No other run was given. `nanort trace diff a.json b.json` prints how two runs differ; `nanort.report.write(run, path, other=another)` shows it here."));
+      root.append(nothing("No other run was given: “nanort trace view a.json --diff b.json” shows here how a run differs from another, “nanort trace diff a.json b.json” prints it."));
       return undefined;
     }
     const delta = data.makespan_ns - diff.makespan_ns;
@@ -16,7 +16,7 @@
         fact("Difference", change(part(delta, diff.makespan_ns)), signed(delta))),
     );
     const others = [diff.moved, diff.missing, diff.extra];
-    if (!delta && !diff.shifted && others.every(({count}) => !count)) {
+    if (!delta && !diff.shifted && !diff.operators.length && others.every(({count}) => !count)) {
       root.append(nothing("No difference: both ran the same launches in the same places, at the same times."));
       return undefined;
     }

@@ -23,6 +23,7 @@
     const idle = causes.reduce((total, cause) => total + sum(cause), 0);
     root.append(
       el("p", {class: "muted", text: "Every nanosecond in which a lane runs nothing has one cause. Busy and idle time add up to the makespan on each lane, exactly."}),
+      ...(data.unknown ? [el("p", {class: "muted", text: data.unknown})] : []),
       el("div", {class: "cards"},
         fact("Idle, all lanes", format.percent(part(idle, all)), `${format.ns(idle)} of ${format.ns(all)}`),
         ...causes.slice(0, 3).map((cause) => fact(cause, format.percent(part(sum(cause), all)), format.ns(sum(cause))))),

@@ -12,7 +12,8 @@
       el("div", {class: "cards"},
         fact("Hidden", format.percent(part(beside, alone + beside)), `${format.ns(beside)} of ${format.ns(alone + beside)}`),
         fact("By itself", format.ns(alone), format.percent(part(alone, alone + beside))),
-        fact("Pairs that could overlap", format.count(new Set(pairs.map(unordered)).size), "of operators")),
+        data.needs === null ? fact("Pairs that could overlap", "–", "nothing says what needs what")
+          : fact("Pairs that could overlap", format.count(new Set(pairs.map(unordered)).size), "of operators")),
       sortable("By operator", [
         {title: "operator", by: ([name]) => name, cell: ([name]) => operatorKey(data, name)},
         {title: "exclusive", by: ([, exclusive]) => exclusive, cell: ([, exclusive]) => format.ns(exclusive)},
@@ -29,7 +30,7 @@
 
   /** The operators that could run beside, each with the time it would hide and what is in the way. */
   const possible = (data, others) => {
-    if (!others.length) return el("span", {class: "muted", text: "nothing more"});
+    if (!others.length) return el("span", {class: "muted", text: data.needs === null ? "not known" : "nothing more"});
     const item = ([other, ns, why]) => el("li", {}, operatorKey(data, other), ` ${format.ns(ns)}`, el("span", {class: "chip", text: why}));
     const list = el("ul", {class: "possible"}, ...others.slice(0, PAIRS).map(item));
     if (others.length > PAIRS) {

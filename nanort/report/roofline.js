@@ -10,7 +10,7 @@
     const rows = data.roofline.map(([name, intensity, rate, seconds, count]) => ({name, intensity, rate, seconds, count}));
     const drawn = rows.filter((row) => row.intensity > 0 && row.rate > 0);
     root.append(el("p", {class: "muted", text: "An operator can do no more than the device's arithmetic (the flat roof) and than its memory feeds (the slope). A point far below the roof has room, or runs beside others and shares it. Areas are proportional to time."}));
-    if (!rows.length) return void root.append(nothing("Nothing ran to its end."));
+    if (!rows.length) return void root.append(nothing("Nothing that ran to its end states arithmetic or bytes of device memory, so there is nothing to hold against the roof."));
     const chart = el("figure", {class: "roofline"});
     if (drawn.length) root.append(chart);
     else root.append(nothing("No operator states both arithmetic and bytes of device memory, so there is no point to draw."));

@@ -30,7 +30,7 @@ function buildTimeline(root, data) {
     el("div", {class: "strip"}, gutter(el("span", {class: "muted", text: "whole run"})), parts.map),
     el("div", {class: "strip"}, gutter(), parts.ruler),
     parts.box,
-    el("div", {class: "strip tracks"}, gutter(...trackLabels(parts)), parts.curves),
+    el("div", {class: "strip tracks", hidden: !stage.tracks.length}, gutter(...trackLabels(parts)), parts.curves),
     el("div", {class: "strip", hidden: !data.roof.name.length}, gutter(el("span", {class: "muted", text: "what binds"})), parts.band),
   ];
   root.append(toolbar(data, parts), el("div", {class: "stage"}, ...stretch, parts.cursor, parts.tip), roofs(data));
@@ -67,7 +67,7 @@ function laneLabels(data) {
     if (height) node.style.height = `${height}px`;
     return node;
   };
-  const headings = layout.headings.map(({y, text}) => placed(el("div", {class: "group", text, title: text}), y, HEADING));
+  const headings = layout.headings.map(({y, text}) => placed(el("div", {class: "group", title: text}, el("span", {class: "grow", text})), y, HEADING));
   const lanes = layout.lanes.map((lane) => {
     const sms = data.streams[lane.position].sms;
     const name = format.name(lane.name, 60);
@@ -104,9 +104,13 @@ function roofs(data) {
   const spent = new Map();
   for (let k = 0; k < name.length; k++) spent.set(name[k], (spent.get(name[k]) ?? 0) + t[k + 1] - t[k]);
   const list = el("ul", {class: "legend roofs", "aria-label": "How long each resource binds"});
+  const lines = [
+    ...(stage.tracks.some((track) => track.capacity) ? ["dashed: what there is"] : []),
+    ...(stage.tracks.some((track) => track.plan) ? ["grey: the plan"] : []),
+  ];
   const fill = () => list.replaceChildren(...[...spent].sort((a, b) => b[1] - a[1]).map(([roof, ns]) =>
     el("li", {}, swatch(color.bound(data.text(roof))), `${data.text(roof)} `, el("span", {class: "figure", text: format.percent(ns / Math.max(data.makespan_ns, 1))}))),
-    el("li", {class: "muted hints", text: `dashed: what there is${data.curves.plan ? ", grey: the plan" : ""}`}));
+    ...(lines.length ? [el("li", {class: "muted hints", text: lines.join(", ")})] : []));
   fill();
   events.theme.on(fill);
   return list;

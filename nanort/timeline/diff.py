@@ -69,7 +69,8 @@ class Diff:
         return asdict(self)
 
     def __bool__(self) -> bool:
-        return bool(self.makespan.by_ns or self.shifted or self.moved or self.missing or self.extra)
+        differs = self.makespan.by_ns or self.operators or self.shifted or self.moved or self.missing or self.extra
+        return bool(differs)
 
     def __str__(self) -> str:
         if not self:

@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from nanort.timeline.roofline import Roofline
 
 KINDS = ("planned", "simulated", "measured")
+LATEST = 2.0**62 / 1e9
+"""Seconds, 146 years, up to which whole nanoseconds can be told apart and added."""
 CAPACITY = ("sm_capacity", "flops", "hbm_bandwidth", "h2d_bandwidth", "d2h_bandwidth")
 
 
@@ -169,19 +171,19 @@ class Timeline:
                 f"a timeline of {len(self.activities)} activities needs as many starts and ends: "
                 f"got shapes {self.start.shape} and {self.end.shape}"
             )
-        if not ((self.start >= 0) & (self.start <= self.end) & (self.end < np.inf)).all():
+        if not ((self.start >= 0) & (self.start <= self.end) & (self.end <= LATEST)).all():
             self._check_times()
 
     def _check_times(self) -> None:
         """Refuse times that cannot be; NaN is a time that never came."""
         started, ended = ~np.isnan(self.start), ~np.isnan(self.end)
-        good = (started & (self.start >= 0) & (self.start < np.inf)) | (~started & ~ended)
-        good &= ~ended | ((self.start <= self.end) & (self.end < np.inf))
+        good = (started & (self.start >= 0) & (self.start <= LATEST)) | (~started & ~ended)
+        good &= ~ended | ((self.start <= self.end) & (self.end <= LATEST))
         if not good.all():
             bad = int(np.argmin(good))
             raise TimelineError(
                 f"{self.activities[bad].name!r} cannot run from {self.start[bad]} to {self.end[bad]} seconds: "
-                "give finite times from 0 on, the end not before the start, NaN for what never came"
+                "give finite times from 0 on, 146 years at most, the end not before the start, NaN for what never came"
             )
 
     def __len__(self) -> int:

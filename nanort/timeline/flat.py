@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from nanort.errors import TimelineError
+from nanort.timeline import units
+
 if TYPE_CHECKING:
     from nanort.timeline.events import Timeline
 
@@ -79,7 +82,8 @@ class Flat:
         needs: the graph's edges; ``knows_needs`` says for which activities they are known.
         waits: across streams, with the ``reasons``, one a wait.
         order: the activities by lane, start and end; in each lane, those that never started come last.
-        before: the activity before each on its lane, of those that started; -1 for the first, and for the rest.
+        before: of those that started before each on its lane, the last to end; -1 where there is none, and for what
+            never started.
     """
 
     start: Ints
@@ -120,15 +124,16 @@ class Flat:
 
 
 def flat(timeline: Timeline) -> Flat:
-    """The arrays of ``timeline``."""
+    """The arrays of ``timeline``.
+
+    Raises:
+        TimelineError: an activity needs, or waits for, one that is not there.
+    """
     activities, lanes = timeline.activities, timeline.streams
     operators = tuple(sorted({activity.operator for activity in activities}))
     start, end = nanoseconds(timeline.start), nanoseconds(timeline.end)
     lane = _places(lanes, [activity.stream for activity in activities])
     order = np.lexsort((end, start, lane))
-    before = np.full(len(order), -1)
-    follows = (lane[order[1:]] == lane[order[:-1]]) & (start[order[1:]] != NEVER)
-    before[order[1:][follows]] = order[:-1][follows]
     return Flat(
         start=start,
         end=end,
@@ -140,13 +145,38 @@ def flat(timeline: Timeline) -> Flat:
         operator=_places(operators, [activity.operator for activity in activities]),
         lanes=lanes,
         operators=operators,
-        needs=Edges.of([activity.needs or () for activity in activities]),
+        needs=_edges(timeline, [activity.needs or () for activity in activities]),
         knows_needs=np.fromiter((activity.needs is not None for activity in activities), np.bool_, len(activities)),
-        waits=Edges.of([[index for index, _ in activity.waits] for activity in activities]),
+        waits=_edges(timeline, [[index for index, _ in activity.waits] for activity in activities]),
         reasons=tuple(reason for activity in activities for _, reason in activity.waits),
         order=order,
-        before=before,
+        before=_before(start, end, order, np.searchsorted(lane[order], np.arange(len(lanes) + 1)).tolist()),
     )
+
+
+def _edges(timeline: Timeline, lists: Sequence[Sequence[int]]) -> Edges:
+    """These lists, once they are known to name activities."""
+    edges = Edges.of(lists)
+    astray = np.flatnonzero((edges.to < 0) | (edges.to >= len(lists)))
+    if len(astray):
+        owner, to = int(edges.owner[astray[0]]), int(edges.to[astray[0]])
+        raise TimelineError(
+            f"{units.plain(timeline.activities[owner].name, 48)!r} needs, or waits for, activity {to}: give indices "
+            f"from 0 to {len(lists) - 1}"
+        )
+    return edges
+
+
+def _before(start: Ints, end: Ints, order: Ints, edges: list[int]) -> Ints:
+    """For each activity, that of its lane which :class:`Flat` calls the one before; lanes begin at ``edges``."""
+    before = np.full(len(order), -1)
+    for low, high in pairwise(edges):
+        mine = order[low:high]
+        ended = np.where(end[mine] == NEVER, -1, end[mine])
+        latest = np.maximum.accumulate(np.where(ended == np.maximum.accumulate(ended), np.arange(len(mine)), 0))[:-1]
+        follows = (start[mine[1:]] != NEVER) & (ended[latest] >= 0)
+        before[mine[1:][follows]] = mine[latest][follows]
+    return before
 
 
 def nanoseconds(seconds: npt.NDArray[np.float64]) -> Ints:

@@ -9,7 +9,7 @@ from playwright.sync_api import Locator
 from browser.runs import known, odd
 from browser.sheet import VIEWS, Sheet
 from nanort.timeline.events import Activity, Timeline
-from nanort.timeline.joined import joined
+from nanort.timeline.joined import Joined
 
 Opened = Callable[..., Sheet]
 MINUS, TIMES = "\u2212", "\u00d7"
@@ -139,7 +139,7 @@ def test_a_run_that_stopped_is_not_held_against_bounds(opened: Opened) -> None:
 
 
 def test_launches_of_one_name_stand_by_themselves(opened: Opened) -> None:
-    sheet = opened(joined([known(), known()], "step", [0, 1]))
+    sheet = opened(Joined([known(), known()], "step", [0, 1]))
     rows = [row for row in cells(sheet, "bounds", "By launch, worst first") if row[0] == "layer0.fetch/0"]
     assert [row[1:3] for row in rows] == [["30 µs", "40 µs"]] * 2
     link = sheet.page.locator("#view-bounds").get_by_role("button", name="layer0.fetch/0").last
@@ -291,6 +291,36 @@ def test_a_graph_too_large_to_read_is_told_not_drawn(opened: Opened, monkeypatch
     section = opened(known()).show("graph")
     assert "6 launches is too large to read" in section.inner_text()
     assert section.locator("canvas").count() == 0
+
+
+def test_what_the_trace_does_not_know_has_no_empty_place(opened: Opened) -> None:
+    bare = Timeline([Activity("a", "aten::mm", "thread 1")], [0.0], [1e-6], kind="measured", device="cpu")
+    sheet = opened(bare)
+    lanes = sheet.show("timeline")
+    assert lanes.locator("canvas.lanes").is_visible()
+    assert not lanes.locator("canvas.curves").is_visible()
+    assert "dashed" not in lanes.inner_text()
+    assert "Pairs that could overlap\n\u2013" in sheet.show("overlap").inner_text()
+    assert cells(sheet, "overlap", "By operator")[0][-1] == "not known"
+    for view in ("critical", "idle"):
+        assert "Nothing says what needs what" in sheet.show(view).inner_text()
+    assert "states arithmetic or bytes" in sheet.show("roofline").locator(".nothing").inner_text()
+
+
+def test_colours_that_mean_something_stay_where_the_system_forces_its_own(opened: Opened) -> None:
+    sheet = opened(known(), other=known().plan)
+    calm = sheet.page.locator
+    fill = "(node) => getComputedStyle(node).backgroundColor"
+    seen = [
+        ("timeline", "#panel .swatch"), ("timeline", "#panel .meter span"), ("idle", ".idle .stack span"),
+        ("overlap", ".overlap .barred .fill"), ("diff", ".diff .swing .fill"),
+    ]  # fmt: skip  # in two lines
+    before = [(sheet.show(view), calm(place).first.evaluate(fill))[1] for view, place in seen]
+    sheet.page.emulate_media(forced_colors="active")
+    assert [(sheet.show(view), calm(place).first.evaluate(fill))[1] for view, place in seen] == before
+    line = "(node) => getComputedStyle(node).borderBottomColor"
+    tabs = [calm(f"nav button[aria-selected={on}]").first.evaluate(line) for on in ("true", "false")]
+    assert tabs[0] != tabs[1]
 
 
 def test_heads_sort_tables_both_ways_by_mouse_and_by_keys(opened: Opened) -> None:
