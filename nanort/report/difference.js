@@ -49,9 +49,9 @@
     const widest = rows.reduce((most, row) => Math.max(most, Math.abs(gap(row))), 0);
     return sortable(caption, [
       {title: first, by: ([name]) => name, cell},
-      {title: "here", by: ([, here]) => here, cell: ([, here]) => time(here)},
-      {title: "there", by: ([, , there]) => there, cell: ([, , there]) => time(there)},
-      {title: "difference", by: gap, cell: (row) => signed(gap(row))},
+      {title: "this run", by: ([, here]) => here, cell: ([, here]) => time(here)},
+      {title: "the other", by: ([, , there]) => there, cell: ([, , there]) => time(there)},
+      {title: "this − the other", by: gap, cell: (row) => signed(gap(row))},
       {title: "", wide: true, cell: (row) => swing(part(gap(row), widest))},
       {title: "ratio", by: ([, here, there]) => part(here, there), cell: ([, here, there]) => (here >= 0 && there > 0 ? format.ratio(here / there) : "–")},
     ], rows, {most: 20});

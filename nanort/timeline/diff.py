@@ -75,7 +75,7 @@ class Diff:
     def __str__(self) -> str:
         if not self:
             return "no difference"
-        lines = units.table(("", "here", "there", "difference"), [_cells(self.makespan)])
+        lines = units.table(("", "here", "there", "there - here"), [_cells(self.makespan)])
         for what, changes in (
             ("on the critical path", self.path),
             ("by operator", self.operators),
@@ -85,7 +85,7 @@ class Diff:
             if changes:
                 lines += [
                     "",
-                    *units.table((what, "here", "there", "difference"), list(map(_cells, changes)), most=ROWS),
+                    *units.table((what, "here", "there", "there - here"), list(map(_cells, changes)), most=ROWS),
                 ]
         lines += ["", f"at another time: {units.counted(self.shifted, 'launch')}"] if self.shifted else []
         for what, names in (
