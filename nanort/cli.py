@@ -18,6 +18,7 @@ import torch
 import typer
 from rich.console import Console
 
+from nanort import __version__
 from nanort.commands import serving
 from nanort.compare import Row, compare, sweep_sms
 from nanort.costs.profile import Profile
@@ -71,11 +72,25 @@ WARM_UP = 16
 """Schedules that call every compiled function of the search once."""
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"nanort {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None: ...
+
+
 @app.command(epilog="Example: nanort demo --out nanort-demo")
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for schedule.json, timeline.json and h200.json.")] = Path(
-        "nanort-demo"
-    ),
+    out: Annotated[
+        Path, typer.Option(help="Folder for schedule.json, timeline.json and h200.json.", file_okay=False)
+    ] = Path("nanort-demo"),
     small: Annotated[bool, typer.Option(help="The small random model, even where real weights are installed.")] = False,
 ) -> None:
     """Loads an LLM, builds its operator DAG, co-schedules it, generates text, and predicts an H200."""

@@ -130,12 +130,12 @@ def chaos(
     seeds: Annotated[int, typer.Option(help="How many worlds, of this seed and those after it.", min=1)] = 1,
     requests: Annotated[int, typer.Option(help="How many each world is asked.", min=1)] = 12,
     faults: Annotated[
-        str | None, typer.Option(help=f"Those that may strike: {','.join(KINDS)}; by default all, none for none.")
+        str | None, typer.Option(help=f"Those that may strike: {', '.join(KINDS)}; by default all, none for none.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for a report of each world, seed-7.txt.")] = None,
 ) -> None:
     """Serves workloads on a simulated GPU on which things go wrong; exit code 1 where what must hold did not."""
-    kinds = tuple(KINDS) if faults is None else () if faults == "none" else tuple(faults.split(","))
+    kinds = tuple(KINDS) if faults is None else () if faults == "none" else tuple(faults.replace(" ", "").split(","))
     total = Sum()
     for report in worlds(range(seed, seed + seeds), requests=requests, kinds=kinds):
         total.add(report)

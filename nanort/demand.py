@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields, replace
+from numbers import Real
 
 import torch
 
@@ -52,6 +53,9 @@ class Demand:
 
     def __post_init__(self) -> None:
         for name in WORK:
+            figure = getattr(self, name)
+            if isinstance(figure, Real) and not isinstance(figure, (int, float)):
+                object.__setattr__(self, name, float(figure))  # numpy's own integers, as np.prod(shape) gives them
             _finite(name, getattr(self, name))
         for name in SHARES:
             if _finite(name, getattr(self, name)) > 1:

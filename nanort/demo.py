@@ -45,6 +45,7 @@ def run_demo(out: Path, *, small: bool = False, console: Console | None = None) 
 
     Ctrl-C ends it, and leaves the timeline of the last step there, as far as that came.
     """
+    out.mkdir(parents=True, exist_ok=True)  # before any work, where it cannot be
     console = console or Console()
     began = perf_counter()
     llm: LLM | None = None
@@ -123,7 +124,6 @@ def _predict(console: Console, ctrl_c: CtrlC) -> Schedule:
 
 
 def _write(console: Console, out: Path, shown: Plan, predicted: Schedule) -> None:
-    out.mkdir(parents=True, exist_ok=True)
     files: dict[str, tuple[Callable[[Path], object], str]] = {
         "schedule.json": (shown.schedule.save, "the CPU step's decisions: what runs where, when, and why it waits"),
         "timeline.json": (
@@ -156,7 +156,6 @@ def _leave(console: Console, out: Path, llm: LLM | None) -> None:
             timeline = ran
     if timeline.plan is not None and np.isnan(timeline.end).any():
         timeline = timeline.plan.with_times(timeline.start, timeline.end, kind="measured", failure="interrupted")
-    out.mkdir(parents=True, exist_ok=True)
     timeline.save(out / "timeline.json")
     _print(console, f"interrupted: {out / 'timeline.json'} is what was recorded of the last step")
 

@@ -190,11 +190,12 @@ def device(name: str) -> Device:
     Raises:
         DeviceError: no device has that name.
     """
-    key = name.lower()
+    key = name.lower() if isinstance(name, str) else ""
     if key == "cpu":
         return _cpu(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     if key not in _DATABASE:
-        raise DeviceError(f"no device is called {name!r}: give one of {', '.join(sorted([*_DATABASE, 'cpu']))}")
+        known = ", ".join(sorted([*_DATABASE, "cpu"]))
+        raise DeviceError(f"no device is called {name!r}: give one of {known}, or ask for nr.Device.current()")
     return _DATABASE[key]
 
 

@@ -17,6 +17,7 @@ def draft(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Raises:
         FileError: ``path`` is there and is no file: a device such as /dev/null would be one from then on.
+        OSError: it cannot be written; the error names ``path``, not the draft of it.
     """
     target = Path(path)
     if target.exists() and not target.is_file():
@@ -25,5 +26,9 @@ def draft(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         yield beside
         beside.replace(target)
+    except OSError as error:
+        if error.errno is not None and error.filename in (None, str(beside)) and error.filename2 is None:
+            error.filename = str(path)
+        raise
     finally:
         beside.unlink(missing_ok=True)

@@ -50,6 +50,8 @@ class Graph:
     """
 
     def __init__(self, name: str, layout: Layout | None = None) -> None:
+        if layout is not None and not isinstance(layout, Layout):
+            raise LayoutError(f"layout={layout!r} of graph {name!r} is no Layout: give nr.Layout(...)")
         self.name = name
         self.layout = layout
         self.nodes: list[Node] = []
@@ -77,13 +79,27 @@ class Graph:
     def input(
         self, name: str, shape: tuple[int, ...], dtype: torch.dtype, *, batch: int | None = None, device: str = "device"
     ) -> Value:
-        """A tensor given at every run; ``batch`` names the dimension that nano-batches may cut."""
-        if batch is not None and not 0 <= batch < len(shape):
+        """A tensor given at every run.
+
+        Args:
+            name: by which a run is given it.
+            shape: of what a run is given.
+            dtype: of that.
+            batch: the dimension that nano-batches may cut; without it every piece takes the whole.
+            device: ``"device"``, or ``"host"`` for what ``ops.to_device`` brings there.
+
+        Raises:
+            ShapeError: a size is no whole number, the dtype is none of torch's, or there is no dimension ``batch``.
+            DuplicateNameError: the graph has that name already.
+            InputDeviceError: there is no such ``device``.
+            SealedGraphError: the graph has been scheduled, cut or run.
+        """
+        if batch is not None and isinstance(shape, (tuple, list)) and not 0 <= batch < len(shape):
             raise ShapeError(f"{caller()}: input {name!r} has no dimension batch={batch}: its shape is {list(shape)}")
         return self._root("input", name, shape, dtype, device, batch)
 
     def constant(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, *, device: str = "device") -> Value:
-        """A weight: bound once, shared by all nano-batches."""
+        """A weight: bound once, shared by all nano-batches. Arguments and errors are those of :meth:`input`."""
         return self._root("constant", name, shape, dtype, device)
 
     def state(
@@ -427,6 +443,10 @@ class Graph:
                 raise DuplicateNameError(f"{caller()}: graph {self.name!r} already has a {name!r}: names are used once")
             if device not in ("device", "host"):
                 raise InputDeviceError(f"{caller()}: {kind} {name!r}: device={device!r} must be 'device' or 'host'")
+            if not isinstance(dtype, torch.dtype):
+                raise ShapeError(f"{caller()}: {kind} {name!r}: dtype={dtype!r} is none of torch's: give torch.float32")
+            if not isinstance(shape, (tuple, list)):
+                raise ShapeError(f"{caller()}: {kind} {name!r}: shape={shape!r} is no tuple of sizes")
             if any(not isinstance(size, int) or size < 0 for size in shape):
                 raise ShapeError(
                     f"{caller()}: {kind} {name!r}: sizes are whole numbers, zero or more, got {list(shape)}"
@@ -456,9 +476,8 @@ class Graph:
         if not isinstance(value, Value):
             raise GraphError(f"{caller()}: {what} of graph {self.name!r} must be a Value, got {type(value).__name__}")
         if value.graph is not self:
-            raise ForeignValueError(
-                f"{caller()}: {what}: {value!r} belongs to graph {value.graph.name!r}, not to {self.name!r}: use one"
-            )
+            other = f"graph {value.graph.name!r}" if value.graph.name != self.name else "another graph of that name"
+            raise ForeignValueError(f"{caller()}: {what}: {value!r} belongs to {other}, not to {self.name!r}: use one")
 
     def _open(self) -> None:
         if self.sealed:

@@ -331,13 +331,15 @@ def batch_rows(graph: Graph) -> int:
 def _sizes(graph: Graph, sizes: int | Sequence[int]) -> list[int]:
     """The rows of every piece, none of them empty."""
     rows = batch_rows(graph)
+    if isinstance(sizes, str) or not isinstance(sizes, (int, Sequence)):
+        raise SizesError(f"nano_batch(..., {sizes!r}): give a count of one or more, or a list of sizes")
     if isinstance(sizes, int):
         if sizes < 1:
             raise SizesError(f"nano_batch(..., {sizes}): give a count of one or more, or a list of sizes")
         if sizes > 1 and all(root.batch is None for root in graph.roots):
             raise SplitError(f"graph {graph.name!r} has no input with batch=: say which dimension may be cut")
         sizes = [high - low for low, high in _even(0, rows, sizes)]
-    if sum(sizes) != rows or any(not isinstance(size, int) or size < 0 for size in sizes):
+    if any(not isinstance(size, int) or size < 0 for size in sizes) or sum(sizes) != rows:
         raise SizesError(f"pieces of {list(sizes)} rows must be whole numbers that add up to the batch's {rows} rows")
     return [size for size in sizes if size] or [0]
 

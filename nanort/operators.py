@@ -66,6 +66,10 @@ class Op:
     def __repr__(self) -> str:
         return f"Op({self.name})"
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Op:
+        """Itself, as a function's copy is: copies of a graph have the same operators."""
+        return self
+
     def __call__(self, *args: Any, name: str | None = None, **static: Any) -> Any:
         """A node of the arguments' graph (``name`` is its name there), or the reference's results for tensors."""
         graph = next((value.graph for value in (*args, *static.values()) if hasattr(value, "graph")), None)
@@ -146,6 +150,8 @@ def make_op(
     called: str = name or getattr(reference, "__name__", "") or type(reference).__name__
     if axes not in AXES or to not in ("", "device", "host"):
         raise GraphError(f"operator {called}: axes={axes!r} must be one of {AXES}, to={to!r} 'device' or 'host'")
+    if not isinstance(demand, Demand) and not callable(demand):
+        raise DemandError(f"operator {called}: demand={demand!r} is none: give nr.Demand(...), or a function")
     positional, static = _signature(reference)
     named = [*writes, *(cells or {})]
     if positional is None and named:

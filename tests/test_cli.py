@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+import nanort
 from nanort import cli, demo
 from nanort.errors import CostError
 from nanort.graphs import CONFIGS, decoder_step
@@ -36,6 +37,17 @@ def call(*arguments: str) -> str:
     result = CliRunner().invoke(cli.app, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.output
+
+
+def test_the_version_is_told() -> None:
+    assert call("--version") == f"nanort {nanort.__version__}\n"
+
+
+def test_a_demo_without_a_folder_to_write_to_does_no_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotADirectoryError):
+        demo.run_demo(tmp_path / "file" / "out", small=True, console=Console(file=(said := io.StringIO())))
+    assert said.getvalue() == ""
 
 
 def process(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,9 +12,9 @@ import torch
 from greedy import Reference, close_calls, reference, transformers_model
 from nanort.checkpoints.tokenizer import ByteTokenizer
 from nanort.checkpoints.weights import find_smollm2
-from nanort.errors import CacheFullError, CapacityError, ClosedError, RequestError
+from nanort.errors import CacheFullError, CapacityError, ClosedError, NanortError, RequestError
 from nanort.graphs import CONFIGS, DecoderConfig, random_weights
-from nanort.serving.generate import LLM, load_model
+from nanort.serving.generate import LLM, Completion, load_model
 from nanort.serving.sampling import SamplingParams
 
 TINY = CONFIGS["tiny"]
@@ -34,6 +35,53 @@ def generated(config: DecoderConfig = TINY, prompts: list[list[int]] = PROMPTS, 
         found = [list(completion.tokens) for completion in llm.generate(prompts, params)]
         assert llm.cache.used == 0
     return found
+
+
+def test_threads_that_generate_at_once_get_what_each_would_alone() -> None:
+    params, found = SamplingParams(max_new_tokens=COUNT, ignore_eos=True), dict[int, list[Completion]]()
+    with LLM(TINY, WEIGHTS, ByteTokenizer()) as llm:
+        alone = [llm.generate([prompt], params) for prompt in PROMPTS]
+
+        def generate(index: int) -> None:
+            found[index] = llm.generate([PROMPTS[index]], params)
+
+        threads = [threading.Thread(target=generate, args=(index,)) for index in range(len(PROMPTS))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert [found.get(index) for index in range(len(PROMPTS))] == alone
+        assert (llm.engine.busy, llm.cache.used) == (False, 0)
+
+
+@pytest.mark.parametrize("read", [0, 1])
+def test_tokens_that_were_not_read_before_the_end_are_refused(read: int) -> None:
+    with LLM(TINY, WEIGHTS, ByteTokenizer()) as llm:
+        tokens = llm.stream([PROMPTS[0]], SamplingParams(max_new_tokens=COUNT, ignore_eos=True))
+        for _ in range(read):
+            next(tokens)
+    with pytest.raises(ClosedError, match="read them before"):
+        list(tokens)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"memory": "1GiB"}, "whole numbers, bytes"),
+        ({"cache_tokens": 1.5}, "whole numbers"),
+        ({"slo_tpot": -1}, "seconds a token"),
+        ({"slo_tpot": "30ms"}, "seconds a token"),
+        ({"device": "cpu"}, "no Device"),
+    ],
+)
+def test_options_of_a_wrong_kind_are_refused_by_name(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(NanortError, match=f"{next(iter(options))}.*{said}"):
+        LLM(TINY, WEIGHTS, ByteTokenizer(), **options)
+
+
+def test_params_that_are_none_are_refused() -> None:
+    with LLM(TINY, WEIGHTS, ByteTokenizer()) as llm, pytest.raises(RequestError, match="SamplingParams"):
+        llm.generate([[1]], {"max_new_tokens": 2})  # type: ignore[arg-type]  # that is the mistake
 
 
 @pytest.mark.parametrize("policy", ["serial", "list"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nanort.errors import ProgramError
+from nanort.errors import ProgramError, ScheduleError
 from nanort.graph import Graph
 from nanort.nodes import Node
 from nanort.programs.hazards import refuse_hazards
@@ -20,9 +20,12 @@ def lower(schedule: Schedule) -> Program:
     Joins own one buffer that their parts are views of, so that splitting and joining nano-batches copies nothing.
 
     Raises:
+        ScheduleError: it is no schedule, but a graph for example.
         ProgramError: the schedule leaves something to chance, which those of co_schedule do not; it names both nodes
             and the wait that is missing.
     """
+    if not isinstance(schedule, Schedule):
+        raise ScheduleError(f"{schedule!r} is no Schedule: give what nr.co_schedule(graph, device) returns")
     graph = schedule.graph
     placed = _Placement(graph)
     waits: dict[int, list[Wait]] = {}

@@ -110,6 +110,7 @@ class Executor:
         self.program = schedule if isinstance(schedule, Program) else lower(schedule)
         self._closed = False
         self._backend: Backend
+        self._kind = "cpu"
         kind, where = resolve(backend, self.program.device)
         if kind == "sim":
             if debug:
@@ -117,7 +118,7 @@ class Executor:
                     "debug=True records what really runs, and backend='sim' runs nothing: choose 'cpu' or 'cuda', or "
                     "ask program.hazards()"
                 )
-            self._backend = SimulatedBackend(self.program)
+            self._backend, self._kind = SimulatedBackend(self.program), kind
             return
         if kind == "cuda":
             try:
@@ -125,6 +126,7 @@ class Executor:
                     self.program, self._bound(where, constants, states), driver=driver.current(), trace=trace,
                     capture=capture, timeout=timeout, budget=budget, strict=strict, wait=wait, debug=debug,
                 )  # fmt: skip  # what is said by its name
+                self._kind = kind
                 return
             except BackendError as error:
                 _or_else(backend, error)
@@ -170,6 +172,10 @@ class Executor:
     def memory_bytes(self) -> int:
         """Bytes of a GPU that it holds until it is closed, besides constants and states."""
         return self._backend.memory_bytes if isinstance(self._backend, CudaBackend) else 0
+
+    def __repr__(self) -> str:
+        state = " (closed)" if self._closed else ""
+        return f"<Executor of {self.program.name} on {self.program.device.name}, backend {self._kind}{state}>"
 
     def close(self) -> None:
         """Waits for the last run and gives threads, streams and memory back; the executor cannot run again."""

@@ -12,7 +12,7 @@ from nanort.costs.profile import Profile
 from nanort.costs.provenance import versions
 from nanort.costs.shipped import shipped
 from nanort.devices import GIB, Device
-from nanort.errors import CapacityError, PolicyError, ScheduleError
+from nanort.errors import CapacityError, CostError, DeviceError, PolicyError, ScheduleError
 from nanort.graph import Graph
 from nanort.nodes import Node
 from nanort.partition import WHOLE
@@ -83,12 +83,14 @@ def co_schedule(
 
     Raises:
         CapacityError: the device has too few SMs or too little memory.
+        DeviceError: the device is none, but its name for example.
         SplitError: the graph cannot be cut in any of the ways asked for.
         PolicyError: the policy is unknown, or no structure has the streams that nodes are pinned to.
-        CostError: the profile is of another device.
+        CostError: the profile is of another device, or none.
         ScheduleError: a budget that cannot be, or a measurement that is none.
         MissingInputError: ``measure=True`` of a graph that asks for integers, which cannot be random.
     """
+    _refuse_names(device, profile)
     thorough = policy == "search"
     if nano_batches is None:
         nano_batches = worth_trying(graph, thorough)
@@ -135,6 +137,14 @@ def co_schedule(
     )
 
 
+def _refuse_names(device: object, profile: object) -> None:
+    if not isinstance(device, Device):
+        called = device if isinstance(device, str) else "h200"
+        raise DeviceError(f"{device=} is no Device: give nr.device({called!r})")
+    if profile is not None and not isinstance(profile, Profile):
+        raise CostError(f"profile={profile!r} is no Profile: give nr.Profile.load(path)")
+
+
 def _refuse_budgets(
     policy: str | Policy, nano_batches: Sequence[object], effort: int | None, seconds: float | None
 ) -> None:
@@ -142,6 +152,8 @@ def _refuse_budgets(
         raise PolicyError(f"there is no policy {policy!r}: give one of {', '.join(POLICIES)}, auto, or one of your own")
     if not isinstance(policy, str) and not all(hasattr(policy, part) for part in ("name", "structures", "dispatch")):
         raise PolicyError(f"{policy!r} is no policy: it needs a name, structures(work) and dispatch(work, structure)")
+    if isinstance(nano_batches, str) or not isinstance(nano_batches, Sequence):
+        raise ScheduleError(f"{nano_batches=}: give a count of pieces, or several to choose from: (1, 2)")
     if not nano_batches:
         raise ScheduleError("nano_batches=() leaves nothing to try: give (1,) for the graph as it is")
     if effort is not None and (not isinstance(effort, int) or effort < 1):

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ from nanort.clock import WallClock
 from nanort.costs.profile import Profile
 from nanort.devices import Device
 from nanort.devices import device as find_device
-from nanort.errors import ClosedError, NanortError, RequestError
+from nanort.errors import ClosedError, DeviceError, NanortError, RequestError
 from nanort.graphs import CONFIGS, DecoderConfig, random_weights
 from nanort.serving.engine import Engine
 from nanort.serving.ferry import Ferry
@@ -94,6 +95,13 @@ class LLM:
         trace: a folder that keeps the timeline of every step, and what became of each request in it.
         debug: whether every step is recorded and judged, see nanort.Executor; steps take several times as long.
 
+    Several threads may generate at once: their requests share steps.
+
+    Raises:
+        RequestError: a size that is no whole number, or too small, or a time per token that cannot be.
+        DeviceError: the device is none, but its name for example.
+        CapacityError: the memory is too small; it says which would do.
+
     >>> from nanort.graphs import CONFIGS, random_weights
     >>> config = CONFIGS["tiny"]
     >>> with LLM(config, random_weights(config, torch.float32, seed=0), ByteTokenizer()) as llm:
@@ -127,6 +135,14 @@ class LLM:
         trace: Path | str | None = None,
         debug: bool = False,
     ) -> None:
+        sizes = {"page_size": page_size, "max_rows": max_rows, "seats": seats, "host_cache": host_cache}
+        sizes |= {"cache_tokens": cache_tokens or 0, "memory": memory or 0}
+        if wrong := {name: size for name, size in sizes.items() if not isinstance(size, int)}:
+            raise RequestError(f"{wrong}: give whole numbers, bytes for host_cache and memory")
+        if slo_tpot is not None and not (isinstance(slo_tpot, (int, float)) and slo_tpot > 0):
+            raise RequestError(f"{slo_tpot=}: give seconds a token, more than zero, or None")
+        if device is not None and not isinstance(device, Device):
+            raise DeviceError(f"device={device!r} is no Device: give nr.device(name), or None for this machine's CPU")
         if min(page_size, max_rows, seats, 1 if cache_tokens is None else cache_tokens) < 1:
             raise RequestError(f"{page_size=}, {max_rows=}, {cache_tokens=}, {seats=}: give at least 1 of each")
         self.config, self.tokenizer, self.profile = config, tokenizer, profile
@@ -142,7 +158,9 @@ class LLM:
             pages, budget = pages_within(memory, held, each, pages if cache_tokens else None)
         self.cache = PagedKVCache(pages, page_size, host_pages=host_cache // each, sharing=prefix_sharing)
         self._closed = False
+        self._turn = Lock()  # of the threads that generate: the engine is one's at a time
         self._inboxes: dict[Request, deque[Output]] = {}
+        self._dropped = deque[Request]()
 
         steps = Steps(config, self.dtype, pages, page_size, min(seats, max_rows), max_rows)
         weights = {name: tensor.to(ferry.place) for name, tensor in weights.items()}
@@ -231,6 +249,7 @@ class LLM:
         Raises:
             RequestError: a prompt is empty, or longer than the model's context with what is to be generated.
             CacheFullError: a request is larger than the whole KV cache.
+            ClosedError: the LLM was closed, maybe while tokens were still to come.
         """
         tokens = self._tokens(self._submitted(prompts, params))
         next(tokens)  # begun, so that one which is dropped unread gives its requests up as well
@@ -257,9 +276,14 @@ class LLM:
 
     def close(self) -> None:
         """Ends what runs, and the worker threads of all plans; nothing can be generated any more."""
-        if not self._closed:
-            self._closed = True
-            self.engine.close()
+        with self._turn:
+            if not self._closed:
+                self._closed = True
+                self.engine.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else f"{self.cache}"
+        return f"<LLM {self.config.model} of {self.config.parameters:,} parameters on {self.device.name}: {state}>"
 
     def __enter__(self) -> LLM:
         return self
@@ -275,20 +299,23 @@ class LLM:
         """The prompts as requests in the queue: all of them, or none where one is refused."""
         if isinstance(prompts, str):
             raise RequestError(f"prompts={prompts[:20]!r} is one text: give a list of prompts")
-        if self._closed:
-            raise ClosedError("this LLM is closed: load it again")
         each = [params or SamplingParams()] * len(prompts) if not isinstance(params, Sequence) else params
+        if wrong := [how for how in each if not isinstance(how, SamplingParams)]:
+            raise RequestError(f"params={wrong[0]!r}: give SamplingParams(...), one for all or a list with one each")
         if len(each) != len(prompts):
             raise RequestError(f"{len(each)} params for {len(prompts)} prompts: give one for all, or one each")
         requests = list[Request]()
         try:
-            for index, (prompt, how) in enumerate(zip(prompts, each, strict=True)):
-                tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-                requests.append(self.engine.submit(tokens, how, id=f"prompt {index}"))
+            with self._turn:
+                if self._closed:
+                    raise ClosedError("this LLM is closed: load it again")
+                for index, (prompt, how) in enumerate(zip(prompts, each, strict=True)):
+                    tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+                    requests.append(self.engine.submit(tokens, how, id=f"prompt {index}"))
+                self._inboxes |= {request: deque() for request in requests}
         except NanortError:
             self._cancel(requests)
             raise
-        self._inboxes |= {request: deque() for request in requests}
         return requests
 
     def _tokens(self, requests: list[Request]) -> Iterator[Token | None]:
@@ -302,7 +329,7 @@ class LLM:
             self._cancel(requests)
 
     def _outputs(self, requests: list[Request]) -> Iterator[tuple[int, Output]]:
-        """What comes out for these requests; outputs of other streams wait in their inboxes."""
+        """What comes out for these requests; outputs of other streams and threads wait in their inboxes."""
         numbers = {request: index for index, request in enumerate(requests)}
         going = set(requests)
         try:
@@ -316,16 +343,27 @@ class LLM:
                         if output.finish is not None:
                             going.discard(request)
                         yield numbers[request], output
-                if going:
-                    for output in self.engine.step():
-                        self._inboxes[output.request].append(output)
+                with self._turn:
+                    if going and not any(self._inboxes[request] for request in requests):  # another's step may do
+                        if self._closed:
+                            raise ClosedError("this LLM was closed before all tokens were read: read them before")
+                        for output in self.engine.step():
+                            self._inboxes[output.request].append(output)
+                self._cancel(())  # what was given up meanwhile
         finally:
             self._cancel(requests)
 
     def _cancel(self, requests: Sequence[Request]) -> None:
-        for request in requests:
-            self.engine.cancel(request)
-            self._inboxes.pop(request, None)
+        """Gives requests up, or leaves that to who has its turn: a finalizer may come in the middle of a step."""
+        self._dropped.extend(requests)
+        while self._dropped and self._turn.acquire(blocking=False):
+            try:
+                while self._dropped:
+                    request = self._dropped.popleft()
+                    self.engine.cancel(request)
+                    self._inboxes.pop(request, None)
+            finally:
+                self._turn.release()
 
 
 def load_model(

@@ -282,7 +282,7 @@ class Timeline:
 
     def diff(self, other: Timeline) -> Diff:
         """What ``other`` has otherwise, aligned by name; false, and "no difference", where that is nothing."""
-        return diff.diff(self, other)
+        return diff.diff(self, _timeline(other))
 
     def compare(self, plan: Timeline | None = None) -> Comparison:
         """This timeline beside ``plan``, by default its own, by activity and by operator; prints as tables."""
@@ -296,7 +296,7 @@ class Timeline:
         """
         if (found := self.plan if plan is None else plan) is None:
             raise TimelineError("this timeline came without a plan: give one, such as schedule.timeline()")
-        return found
+        return _timeline(found)
 
     def text(self, width: int = 100, *, color: bool = False) -> str:
         """One row per stream drawn to scale in ``width`` columns, a legend, and the numbers."""
@@ -369,3 +369,9 @@ def _natural(stream: str) -> tuple[int, list[str | tuple[int, str]]]:
     engine = ENGINES.index(stream) + 1 if stream in ENGINES else 0
     parts = re.split(r"0*([0-9]+)", stream)
     return engine, [(len(part), part) if index % 2 else part for index, part in enumerate(parts)]
+
+
+def _timeline(given: object) -> Timeline:
+    if not isinstance(given, Timeline):
+        raise TimelineError(f"{given!r} is no Timeline: give schedule.timeline(), or nr.Timeline.load(path)")
+    return given

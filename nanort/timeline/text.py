@@ -28,9 +28,9 @@ COLORS = (214, 74, 36, 227, 33, 166, 175)
 PAINT = re.compile(r"\x1b\[[0-9;]*m")
 
 
-def wants_color(file: TextIO) -> bool:
-    """Whether ``file`` is a terminal that shows colours, and nobody has set NO_COLOR."""
-    return file.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+def wants_color(file: TextIO | None) -> bool:
+    """Whether ``file`` is a terminal that shows colours, and nobody has set NO_COLOR; a closed stdout is None."""
+    return file is not None and file.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def render(timeline: Timeline, width: int = 100, *, color: bool = False) -> str:

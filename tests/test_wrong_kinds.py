@@ -1,0 +1,90 @@
+"""What is likely to be given by mistake: names for objects, numbers of numpy, a graph for its schedule."""
+
+from __future__ import annotations
+
+import copy
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import nanort as nr
+from nanort import ops
+from nanort.drafts import draft
+from nanort.errors import DemandError, NanortError
+
+
+def graph(name: str = "g") -> nr.Graph:
+    g = nr.Graph(name)
+    x, w = g.input("x", (8, 4), torch.float32, batch=0), g.constant("w", (4, 4), torch.float32)
+    g.output(y=ops.linear(x, w))
+    return g
+
+
+CPU: Any = nr.device("cpu")
+MISTAKES: dict[str, tuple[Callable[[], object], str]] = {
+    "device name": (lambda: nr.co_schedule(graph(), "cpu"), r"give nr.device\('cpu'\)"),  # type: ignore[arg-type]
+    "profile path": (lambda: nr.co_schedule(graph(), CPU, profile="p.json"), "nr.Profile.load"),  # type: ignore[arg-type]
+    "half a count": (lambda: nr.co_schedule(graph(), CPU, nano_batches=2.0), "nano_batches=2.0"),  # type: ignore[arg-type]
+    "a text count": (lambda: nr.nano_batch(graph(), "2"), "count of one or more"),  # type: ignore[arg-type]
+    "device index": (lambda: nr.device(0), "nr.Device.current"),  # type: ignore[arg-type]
+    "graph to run": (lambda: nr.Executor(graph()), "nr.co_schedule"),  # type: ignore[arg-type]
+    "dtype name": (lambda: nr.Graph("h").input("a", (2,), "float32"), "torch.float32"),  # type: ignore[arg-type]
+    "one size": (lambda: nr.Graph("h").input("a", 5, torch.float32, batch=0), "no tuple"),  # type: ignore[arg-type]
+    "layout rows": (lambda: nr.Graph("h", layout=3), "nr.Layout"),  # type: ignore[arg-type]
+    "namesake": (lambda: ops.linear(graph().roots[0], graph().roots[1]), "another graph of that name"),
+    "no demand": (lambda: nr.op(demand=5)(torch.relu), "nr.Demand"),  # type: ignore[arg-type]
+    "file to diff": (lambda: nr.co_schedule(graph(), CPU).timeline().diff("a.json"), "nr.Timeline.load"),  # type: ignore[arg-type]
+    "schedule to compare": (
+        lambda: nr.co_schedule(graph(), CPU).timeline().compare(nr.co_schedule(graph(), CPU)),  # type: ignore[arg-type]
+        "schedule.timeline",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_what_is_of_a_wrong_kind_is_refused_with_what_to_do(mistake: str) -> None:
+    make, said = MISTAKES[mistake]
+    with pytest.raises(NanortError, match=said):
+        make()
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    assert nr.Demand(flops=np.prod((3, 4)), hbm_bytes=np.float32(2)) == nr.Demand(flops=12, hbm_bytes=2)
+    assert type(nr.Demand(flops=np.prod((3, 4))).flops) is float
+    with pytest.raises(DemandError, match="finite"):
+        nr.Demand(flops=np.float32("nan"))
+
+
+def test_a_file_that_cannot_be_written_is_named_and_not_its_draft(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"'.*/nowhere/a\.json'$"), draft(tmp_path / "nowhere/a.json") as beside:
+        beside.write_text("")
+    with pytest.raises(OSError, match=r"\[Errno 28\].*a\.json'$"), draft(tmp_path / "a.json"):
+        raise OSError(28, os.strerror(28))  # as a write to a full disk says it, without a name
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a shell closes stdout so")
+def test_a_summary_for_a_closed_stdout_is_no_error(tmp_path: Path) -> None:
+    nr.co_schedule(graph(), CPU).timeline().save(tmp_path / "t.json")
+    command = f"{sys.executable} -m nanort trace summary {tmp_path}/t.json >&-"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_an_executor_says_what_it_runs() -> None:
+    schedule = nr.co_schedule(graph(), CPU)
+    with nr.Executor(schedule, backend="sim") as run:
+        assert repr(run) == "<Executor of g on cpu, backend sim>"
+    assert repr(run) == "<Executor of g on cpu, backend sim (closed)>"
+
+
+def test_copies_have_the_same_operators() -> None:
+    local = nr.op(demand=nr.Demand(flops=1))(lambda x: x + 1)
+    assert copy.deepcopy(local) is local
+    assert copy.deepcopy(graph()).nodes[0].op is ops.linear
