@@ -132,4 +132,4 @@ def _kind(value: object) -> str:
 
 def shown(value: object) -> str:
     """A value as an error tells it: short, whatever the client sent."""
-    return _kind(value) if isinstance(value, (dict, list)) else f"{json.dumps(value):.60}"
+    return _kind(value) if value and isinstance(value, (dict, list)) else f"{json.dumps(value):.60}"
