@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 
+from nanort.timeline.activities import Activity
 from nanort.timeline.diff import Change, aligned
-from nanort.timeline.events import Activity, Timeline
+from nanort.timeline.events import Timeline
 from timelines import CAPACITY, GROUPS, timelines
 
 

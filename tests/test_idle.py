@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given
 
 from nanort.errors import TimelineError
+from nanort.timeline.activities import Activity
 from nanort.timeline.critical import CriticalPath, Segment
-from nanort.timeline.events import Activity, Timeline
+from nanort.timeline.events import Timeline
 from nanort.timeline.flat import NEVER
 from nanort.timeline.idle import CAUSES
 from random_dags import placed, synthetic

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from hostile import HOSTILE, LONG
 from nanort.errors import FileError, NewerVersionError, TruncatedFileError
 from nanort.timeline import files, kineto
-from nanort.timeline.events import Activity, Timeline
+from nanort.timeline.activities import Activity
+from nanort.timeline.events import Timeline
 from nanort.timeline.tracks import COUNTERS
 from timelines import CAPACITY, nanoseconds, timelines
 

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given
 
 from nanort.timeline import missed
-from nanort.timeline.events import Activity, Timeline
+from nanort.timeline.activities import Activity
+from nanort.timeline.events import Timeline
 from nanort.timeline.flat import NEVER
 from random_dags import placed, synthetic
 from timelines import CAPACITY, GROUPS, played, timelines

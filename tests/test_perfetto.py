@@ -14,7 +14,8 @@ from perfetto.protos.perfetto.trace import perfetto_trace_pb2
 from hostile import HOSTILE, LONG
 from nanort.errors import BackendError
 from nanort.timeline import perfetto
-from nanort.timeline.events import Activity, Timeline
+from nanort.timeline.activities import Activity
+from nanort.timeline.events import Timeline
 from nanort.timeline.flat import NEVER
 from nanort.timeline.tracks import counters, tracks
 from timelines import CAPACITY, timelines

@@ -19,7 +19,8 @@ from nanort import report
 from nanort.errors import FileError
 from nanort.report import data, page
 from nanort.report.columns import packed, shown
-from nanort.timeline.events import Activity, Timeline
+from nanort.timeline.activities import Activity
+from nanort.timeline.events import Timeline
 from nanort.timeline.flat import NEVER
 from timelines import CAPACITY, timelines
 from tree import ROOT

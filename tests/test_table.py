@@ -21,7 +21,8 @@ from hostile import HOSTILE, LONG
 from nanort import graphs
 from nanort.errors import BackendError
 from nanort.timeline import picture, table, text
-from nanort.timeline.events import Activity, Timeline
+from nanort.timeline.activities import Activity
+from nanort.timeline.events import Timeline
 from timelines import CAPACITY, timelines
 
 NAMES = (*HOSTILE, LONG)

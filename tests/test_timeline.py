@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 import nanort as nr
 from nanort.errors import NanortError
 from nanort.timeline import text
-from nanort.timeline.events import Activity, Event, Timeline
+from nanort.timeline.activities import Activity, Event
+from nanort.timeline.events import Timeline
 from timelines import CAPACITY, GROUPS, HOSTILE, nanoseconds, timelines
 
 NAN = math.nan

@@ -20,7 +20,8 @@ import nanort as nr
 from hostile import HOSTILE, LONG
 from nanort import cli, graphs
 from nanort.errors import FileError, RequestError, TimelineError
-from nanort.timeline.events import Activity, Timeline
+from nanort.timeline.activities import Activity
+from nanort.timeline.events import Timeline
 from nanort.timeline.joined import Joined
 from nanort.trace_files import STEPS, opened
 

@@ -11,7 +11,8 @@ import torch
 from hypothesis import given
 
 from hostile import HOSTILE, LONG
-from nanort.timeline.events import Activity, Timeline
+from nanort.timeline.activities import Activity
+from nanort.timeline.events import Timeline
 from nanort.timeline.validate import Inspection, validate
 from timelines import CAPACITY, timelines
 

@@ -10,7 +10,8 @@ import numpy as np
 from hypothesis import strategies as st
 
 from hostile import HOSTILE
-from nanort.timeline.events import KINDS, Activity, Timeline
+from nanort.timeline.activities import Activity
+from nanort.timeline.events import KINDS, Timeline
 
 GROUPS = {"g0": "g0", "g0.1": "g0", "g1": "g1", "h2d": "", "d2h": ""}
 CAPACITY: dict[str, Any] = {

@@ -15,7 +15,8 @@ from nanort.edges import Access
 from nanort.graph import Graph
 from nanort.operators import Op
 from nanort.partition import Stream
-from nanort.timeline.events import Activity, Timeline
+from nanort.timeline.activities import Activity
+from nanort.timeline.events import Timeline
 from nanort.values import contiguous
 
 if TYPE_CHECKING:

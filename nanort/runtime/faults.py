@@ -10,7 +10,7 @@ from nanort.driver import Driver
 from nanort.errors import DeviceMemoryError, DriverError, ExecutionError, HangError, PoisonedError
 from nanort.programs.program import Copy, Launch, Program, View
 from nanort.runtime.marks import Marks, Run
-from nanort.timeline.events import Activity
+from nanort.timeline.activities import Activity
 from nanort.timeline.units import counted, duration
 
 POLL_SECONDS = 5e-5

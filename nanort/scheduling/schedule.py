@@ -20,7 +20,8 @@ from nanort.scheduling.check import check
 from nanort.scheduling.explain import Difference, Explanation, diff, explain
 from nanort.scheduling.waits import Wait
 from nanort.timeline import picture
-from nanort.timeline.events import Activity, Timeline
+from nanort.timeline.activities import Activity
+from nanort.timeline.events import Timeline
 from nanort.timeline.units import duration
 
 

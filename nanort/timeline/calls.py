@@ -7,7 +7,7 @@ from itertools import count
 from typing import TYPE_CHECKING, NamedTuple
 
 from nanort.partition import ENGINES
-from nanort.timeline.events import Activity
+from nanort.timeline.activities import Activity
 from nanort.timeline.tracks import Arrow, Tracks
 
 if TYPE_CHECKING:

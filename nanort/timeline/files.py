@@ -20,7 +20,8 @@ import numpy as np
 from nanort.drafts import draft
 from nanort.errors import FileError, NewerVersionError, TruncatedFileError
 from nanort.timeline import kineto, units
-from nanort.timeline.events import KINDS, Activity, Timeline
+from nanort.timeline.activities import Activity
+from nanort.timeline.events import KINDS, Timeline
 from nanort.timeline.kineto import Rows, encode
 from nanort.timeline.rows import GZIP
 

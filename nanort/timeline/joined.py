@@ -10,7 +10,8 @@ from itertools import accumulate
 import numpy as np
 
 from nanort.errors import TimelineError
-from nanort.timeline.events import CAPACITY, Activity, Timeline
+from nanort.timeline.activities import Activity
+from nanort.timeline.events import CAPACITY, Timeline
 
 
 class Joined(Timeline):

@@ -16,8 +16,9 @@ from operator import attrgetter
 from typing import Any
 
 from nanort.errors import FileError
+from nanort.timeline.activities import Activity
 from nanort.timeline.calls import Call, calls, is_copy, launched, record
-from nanort.timeline.events import Activity, Timeline
+from nanort.timeline.events import Timeline
 from nanort.timeline.flat import NEVER
 from nanort.timeline.tracks import Tracks, counters, tracks
 

@@ -11,7 +11,8 @@ from typing import Any, BinaryIO
 
 from nanort.drafts import draft
 from nanort.errors import BackendError
-from nanort.timeline.events import Activity, Timeline
+from nanort.timeline.activities import Activity
+from nanort.timeline.events import Timeline
 from nanort.timeline.flat import NEVER
 from nanort.timeline.kineto import USUAL
 from nanort.timeline.tracks import Tracks, counters, tracks

@@ -35,7 +35,7 @@ FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 def columns(timeline: Timeline) -> dict[str, Column]:
     """All that is known of every activity: the type of each column, and its values, None where there is none.
 
-    The fields of :class:`nanort.timeline.events.Activity`, ``scope``, ``needs`` and ``waits`` as JSON; then
+    The fields of :class:`nanort.timeline.activities.Activity`, ``scope``, ``needs`` and ``waits`` as JSON; then
     ``alone_seconds``, and ``start``, ``end`` and ``duration``, each as ``_ns`` and as ``_seconds``.
     """
     activities, flat = timeline.activities, timeline.flat

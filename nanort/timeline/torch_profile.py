@@ -21,7 +21,8 @@ import numpy as np
 
 from nanort.errors import FileError
 from nanort.timeline import analysis, units
-from nanort.timeline.events import Activity, Timeline
+from nanort.timeline.activities import Activity
+from nanort.timeline.events import Timeline
 from nanort.timeline.kernel_names import operator_of
 from nanort.timeline.torch_rows import BEGIN, END, LAUNCH, Columns, Recorded
 

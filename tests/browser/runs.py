@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from nanort.timeline.events import Activity, Timeline
+from nanort.timeline.activities import Activity
+from nanort.timeline.events import Timeline
 
 ABOUT: dict[str, Any] = {
     "device": "h200",

@@ -12,7 +12,8 @@ from browser.runs import hostile, known
 from browser.sheet import VIEWS, Sheet
 from hostile import HOSTILE, LONG
 from nanort import drawing
-from nanort.timeline.events import Activity, Timeline
+from nanort.timeline.activities import Activity
+from nanort.timeline.events import Timeline
 from test_drawing import one
 
 Opened = Callable[..., Sheet]

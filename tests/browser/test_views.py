@@ -8,7 +8,8 @@ from playwright.sync_api import Locator
 
 from browser.runs import known, odd
 from browser.sheet import VIEWS, Sheet
-from nanort.timeline.events import Activity, Timeline
+from nanort.timeline.activities import Activity
+from nanort.timeline.events import Timeline
 from nanort.timeline.joined import Joined
 
 Opened = Callable[..., Sheet]

@@ -172,7 +172,7 @@ def _read_profile(path: Path) -> None:
 
 
 def _partial() -> Timeline:
-    activity = nr.timeline.events.Activity
+    activity = nr.timeline.activities.Activity
     made = [
         activity("a", "linear", "g0", "g0", 8, 1.0, 2.0, scope=(("layer", 3),)),
         activity("b", "norm", "g1", "g1", 4, waits=((0, "data"),)),

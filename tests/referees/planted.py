@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from nanort.timeline.events import Activity, Timeline
+from nanort.timeline.activities import Activity
+from nanort.timeline.events import Timeline
 
 CAPACITY: dict[str, Any] = {
     "device": "h200", "sm_capacity": 132, "flops": 9e14, "hbm_bandwidth": 4e12, "h2d_bandwidth": 5e10,

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from hostile import HOSTILE, LONG
+from nanort.timeline.activities import Activity
 from nanort.timeline.calls import WAIT, calls
-from nanort.timeline.events import Activity, Timeline
+from nanort.timeline.events import Timeline
 from nanort.timeline.kineto import quoted
 from nanort.timeline.tracks import counters, tracks
 from referees.planted import CAPACITY, COUNT
