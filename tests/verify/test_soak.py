@@ -1,4 +1,4 @@
-"""A minute of tests/soaking.py, of which twenty are too long for here: as many threads and files at every rest."""
+"""Half a minute of tests/soaking.py, of which twenty are too long for here: as many threads and files at every rest."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import soaking
 
 
 def test_threads_and_files_come_back_to_what_they_were() -> None:
-    found = soaking.soak(60)
+    found = soaking.soak(30)
     print(found)
     assert len(found.held) == 1
     assert {"plans", "random placements", "requests answered 200", "requests left"} <= found.done.keys()
-    assert found.growth < 200.0, "in a minute caches fill, of plans, of calls and the allocator's, but not like that"
+    assert found.growth < 200.0, "in half a minute caches fill, of plans, of calls and the allocator's, but not like that"
