@@ -16,7 +16,7 @@ DEVICES = [nr.device(name) for name in ("h200", "a100-80g", "l40s", "b200")]
 DEVICES += [nr.device("cpu").with_(sms=sms, hbm_saturation_sms=(1, sms)) for sms in (2, 8)]
 
 
-@pytest.mark.parametrize("first", range(0, 60, 10))
+@pytest.mark.parametrize("first", range(0, 30, 10))
 def test_hundreds_of_plans(first: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT)  # benchmarks are run from there and are not installed
     peers, bench = (importlib.import_module(f"benchmarks.{name}") for name in ("peers", "bench_policies"))
