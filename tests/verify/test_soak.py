@@ -10,6 +10,4 @@ def test_threads_and_files_come_back_to_what_they_were() -> None:
     print(found)
     assert len(found.held) == 1
     assert {"plans", "random placements", "requests answered 200", "requests left"} <= found.done.keys()
-    assert found.growth < 200.0, (
-        "caches fill, of plans, of calls and the allocator's, but not like that"
-    )
+    assert found.growth < 200.0, "caches fill, of plans, of calls and the allocator's, but not like that"
