@@ -18,6 +18,7 @@ from nanort.chaos.run import Sum
 from nanort.chaos.run import chaos as worlds
 from nanort.demo import progress_bar
 from nanort.devices import Device
+from nanort.drafts import draft
 from nanort.errors import CacheFullError, RequestError
 from nanort.http.server import serve as serve_until_stopped
 from nanort.interrupts import CtrlC
@@ -141,7 +142,8 @@ def chaos(
         total.add(report)
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
-            (out / f"seed-{report.seed}.txt").write_text(str(report), encoding="utf-8")
+            with draft(out / f"seed-{report.seed}.txt") as beside:
+                beside.write_text(str(report), encoding="utf-8")
         if seeds == 1 or report.breach:
             typer.echo(str(report), nl=False)
     if seeds > 1:

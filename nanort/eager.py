@@ -15,6 +15,7 @@ from nanort.errors import (
     MissingInputError,
     UnknownInputError,
 )
+from nanort.printable import said
 from nanort.values import Value, contiguous, joined
 
 if TYPE_CHECKING:
@@ -136,5 +137,5 @@ def _called(node: Node, args: list[Any]) -> Any:
         return node.op.reference(*args, **node.static)
     except Exception as error:  # whatever user code raises: chained, with the node's name and line
         raise ExecutionError(
-            f"node {node.name} ({node.where}) failed: {error}", node=node.name, where=node.where
+            f"node {node.name} ({node.where}) failed: {said(error)}", node=node.name, where=node.where
         ) from error

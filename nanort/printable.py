@@ -1,4 +1,4 @@
-"""Names of users and files as text that is safe to show."""
+"""Names of users and files, and what their errors say, as text that is safe to show."""
 
 from __future__ import annotations
 
@@ -10,3 +10,15 @@ def printable(text: str) -> str:
     'a\\x00\\u202e\\x1b'
     """
     return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def said(error: BaseException) -> str:
+    """What an error of somebody's code says, or of which kind it is where it says nothing or fails to.
+
+    >>> said(ValueError("too long")), said(AssertionError())
+    ('too long', 'AssertionError')
+    """
+    try:
+        return str(error) or type(error).__name__
+    except Exception:  # noqa: BLE001  # whatever its author's __str__ raises
+        return type(error).__name__

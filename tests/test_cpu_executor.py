@@ -325,6 +325,28 @@ def test_failure_names_the_node_and_its_line_and_the_next_run_works(spread: bool
             assert run.timeline.failure == ""
 
 
+class Mute(Exception):  # noqa: N818  # as Broken
+    def __str__(self) -> str:
+        raise Broken("it cannot be told")
+
+
+@pytest.mark.parametrize("error", [Mute, AssertionError])
+def test_failure_that_says_nothing_is_told_by_its_kind(error: type[Exception]) -> None:
+    def fail(x: torch.Tensor) -> torch.Tensor:
+        if x.device.type != "meta":
+            raise error
+        return x.clone()
+
+    graph = nr.Graph("mute")
+    graph.output(y=graph.call(fail, graph.input("x", (2, 2), torch.float32), demand=WORK, name="bad"))
+    with executor(graph, [0]) as run:
+        with pytest.raises(ExecutionError, match=rf"node bad \(.*\) failed: {error.__name__}$"):
+            run(x=torch.ones(2, 2))
+        assert run.timeline.failure == f"bad: {error.__name__}"
+    with pytest.raises(ExecutionError, match=rf"failed: {error.__name__}$"):
+        graph.eager(x=torch.ones(2, 2))
+
+
 @pytest.mark.usefixtures("_switching")
 def test_of_two_failures_at_once_one_is_told_whole() -> None:
     def named(x: torch.Tensor, name: str) -> torch.Tensor:

@@ -260,7 +260,17 @@ def test_a_chat_without_a_template_is_refused(tmp_path: Path) -> None:
         Tokenizer.of(write_folder(tmp_path)).chat(HELLO)
 
 
-@pytest.mark.parametrize("template", ["{% if %}", "{{ messages.append(1) }}", "{{ ''.__class__.__mro__ }}"])
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% if %}",
+        "{{ messages.append(1) }}",
+        "{{ ''.__class__.__mro__ }}",
+        "{{ 3|dictsort }}",  # AttributeError
+        "{{ cycler() }}",  # RuntimeError
+        "{{ '%999999999999999d' % 3 }}",  # MemoryError
+    ],
+)
 def test_a_template_that_is_broken_or_reaches_out_is_refused(tmp_path: Path, template: str) -> None:
     tokenizer = Tokenizer.of(write_folder(tmp_path, chat_template=template))
     with pytest.raises(RequestError, match="chat template fails"):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -165,6 +166,14 @@ def test_closing_unmaps_the_files_and_leaves_what_was_loaded(checkpoint: Path, w
     assert torch.equal(loaded["model.norm.weight"], weights["model.norm.weight"])
     with pytest.raises(FileError, match="has been closed"):
         opened.load(SHAPES, torch.float32)
+
+
+def test_a_file_that_shrinks_before_it_is_read_is_refused(checkpoint: Path) -> None:
+    file = next(checkpoint.glob("*.safetensors")) if checkpoint.is_dir() else checkpoint
+    with open_checkpoint(checkpoint) as opened:
+        os.truncate(file, 0)  # where it was mapped nothing is left: to read there would end the process
+        with pytest.raises(TruncatedFileError, match=f"{file.name} was cut short while it was read"):
+            opened.load(SHAPES, torch.float32)
 
 
 def test_a_missing_tensor_is_named_before_anything_is_loaded(checkpoint: Path) -> None:

@@ -12,6 +12,7 @@ from nanort.checkpoints.gguf import GGUFFile, demo_package
 from nanort.checkpoints.gguf_tokenizer import backend_of, described_by, failures
 from nanort.checkpoints.weights import read_json
 from nanort.errors import FileError, RequestError, TruncatedFileError
+from nanort.printable import said
 
 TURN_ENDS = ("<|eot_id|>", "<|im_end|>", "<|end|>")
 """What ends a turn in the chats of Llama 3, Qwen and Phi-3."""
@@ -127,8 +128,8 @@ class Tokenizer:
         try:
             template = environment.from_string(self._chat_template)
             prompt: str = template.render(messages=messages, add_generation_prompt=True, **self._special_names)
-        except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError, RecursionError) as error:
-            raise RequestError(f"the model's chat template fails on these messages: {error}") from error
+        except Exception as error:  # whatever a template does: its filters raise anything
+            raise RequestError(f"the model's chat template fails on these messages: {said(error)}") from error
         return prompt
 
 

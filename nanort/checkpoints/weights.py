@@ -159,8 +159,15 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
         raise FileError(f"there is no checkpoint at {path}: give a .gguf file, or a folder with config.json")
     if path.suffix != ".gguf":
         raise FileError(f"{path} is not a .gguf file: for safetensors, give the folder that holds it and config.json")
-    gguf = GGUFFile(path)
-    return Checkpoint(path, gguf.config, gguf.names, gguf.read, ExitStack())
+    with ExitStack() as stack:
+        check = _mapped(path, stack)
+        gguf = GGUFFile(path)
+
+        def read(name: str) -> torch.Tensor:
+            check()
+            return gguf.read(name)
+
+        return Checkpoint(path, gguf.config, gguf.names, read, stack.pop_all())
 
 
 def load_weights(
@@ -203,8 +210,10 @@ def _open_folder(folder: Path) -> Checkpoint:
     config = read_json(folder / "config.json")
     with ExitStack() as stack:
         where: dict[str, Any] = {}
+        checks = []
         for path, promised in _shards(folder).items():
             shard = stack.enter_context(_safe_open(path))
+            checks.append(_mapped(path, stack))
             held = shard.keys()
             if absent := sorted(promised - set(held)):
                 raise TruncatedFileError(f"{path} lacks {_some(absent)}, which the index promises: download it again")
@@ -212,7 +221,26 @@ def _open_folder(folder: Path) -> Checkpoint:
             for name in held:  # what the index is silent about is there as well
                 where.setdefault(name, shard)
         names = {name: _describe(name, shard) for name, shard in where.items()}
-        return Checkpoint(folder, config, names, lambda name: where[name].get_tensor(name), stack.pop_all())
+
+        def read(name: str) -> torch.Tensor:
+            for check in checks:
+                check()
+            tensor: torch.Tensor = where[name].get_tensor(name)
+            return tensor
+
+        return Checkpoint(folder, config, names, read, stack.pop_all())
+
+
+def _mapped(path: Path, stack: ExitStack) -> Callable[[], None]:
+    """What refuses to go on once the file is shorter than now: to read where it was mapped would end the process."""
+    file = stack.enter_context(path.open("rb"))
+    size = os.fstat(file.fileno()).st_size
+
+    def check() -> None:
+        if os.fstat(file.fileno()).st_size < size:
+            raise TruncatedFileError(f"{path} was cut short while it was read: let it be written first, then load it")
+
+    return check
 
 
 def _shards(folder: Path) -> dict[Path, set[str]]:

@@ -13,6 +13,7 @@ import torch
 from nanort.eager import bind
 from nanort.errors import BackendError, ExecutionError
 from nanort.partition import Stream
+from nanort.printable import said
 from nanort.programs.program import Copy, Launch, Program, Record, Wait
 from nanort.programs.record import RunRecord
 from nanort.runtime.recorder import CpuRecorder, Happening, refuse
@@ -107,7 +108,7 @@ class CpuBackend:
             if record is not None:
                 refuse(record, error)
             raise ExecutionError(
-                f"node {step.name} ({step.where}) failed: {error}", node=step.name, where=step.where
+                f"node {step.name} ({step.where}) failed: {said(error)}", node=step.name, where=step.where
             ) from error
         if record is not None:
             refuse(record)
@@ -258,7 +259,7 @@ def _held(number: int) -> Happening:
 
 def _told(failure: tuple[Step | None, BaseException]) -> str:
     step, error = failure
-    return f"{step.name}: {error if isinstance(error, Exception) else repr(error)}" if step else repr(error)
+    return f"{step.name}: {said(error) if isinstance(error, Exception) else repr(error)}" if step else repr(error)
 
 
 def _queues(program: Program, compiler: Compiler) -> dict[str, list[Item]]:

@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 
 from nanort.driver import Driver
 from nanort.errors import DeviceMemoryError, DriverError, ExecutionError, HangError, PoisonedError
+from nanort.printable import said
 from nanort.programs.program import Copy, Launch, Program, View
 from nanort.runtime.marks import Marks, Run
 from nanort.timeline.activities import Activity
@@ -129,7 +130,7 @@ def failure(program: Program, step: Launch | Copy, error: Exception) -> Executio
             node=step.name,
             where=step.where,
         )
-    return ExecutionError(f"{named} failed: {error}", node=step.name, where=step.where)
+    return ExecutionError(f"{named} failed: {said(error)}", node=step.name, where=step.where)
 
 
 def _sizes(program: Program, step: Launch | Copy) -> tuple[int, int]:
