@@ -194,6 +194,38 @@ def same_row() -> Lie:
     return Lie(lower(graph, [0, 0]), given(graph, index=torch.tensor([1, 1, 3])), said)
 
 
+@nr.op(demand=WORK, writes=("total",), axes="whole")
+def put_in(total: torch.Tensor, index: torch.Tensor, x: torch.Tensor) -> None:
+    total.put_(index, x)
+
+
+def same_element() -> Lie:
+    """Two numbers put in one element, which is counted from the front and from the end."""
+    graph = nr.Graph("elements")
+    state, x = graph.state("s", (4, 2), torch.float32), graph.input("x", (3,), torch.float32)
+    put_in(state, graph.input("index", (3,), torch.int64), x, name="put")
+    graph.output(a=graph.call(torch.neg, state, demand=WORK, name="neg"))
+    said = ("repeated: two rows of put write bytes 12:16 of 's'", "its rows 0 and 2 name one place")
+    return Lie(lower(graph, [0, 0]), given(graph, index=torch.tensor([3, 4, -5])), said)
+
+
+@nr.op(demand=WORK, axes="whole")
+def trained(x: torch.Tensor, mean: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.batch_norm(x, mean, variance, training=True)
+
+
+def running_mean() -> Lie:
+    """A normalisation that trains changes its statistics, which torch's own schema does not say."""
+    graph = nr.Graph("statistics")
+    x, mean = graph.input("x", (4, 2), torch.float32), graph.state("mean", (2,), torch.float32)
+    graph.output(
+        y=trained(x, mean, graph.state("variance", (2,), torch.float32), name="liar"),
+        z=graph.call(torch.neg, mean, demand=WORK, name="reader"),
+    )
+    said = ("undeclared write: liar writes bytes 0:8 of 'mean'", "and reader touches it")
+    return Lie(lower(graph, [0, 1]), given(graph), said)
+
+
 def one_memory_twice() -> Lie:
     """The caller gives the same memory as a state and as an input, which are two in the graph."""
     graph = nr.Graph("twice")
@@ -245,7 +277,7 @@ def chain() -> Lie:
 
 TOLD: tuple[Callable[[], Lie], ...] = (
     written_argument, written_input, read_beyond, written_beyond, state_behind_its_back, shared_workspace, same_slot,
-    same_slot_of_two_pieces, same_row,
+    same_slot_of_two_pieces, same_row, same_element, running_mean,
 )  # fmt: skip
 """Lies that tell on every backend."""
 

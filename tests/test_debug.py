@@ -228,6 +228,65 @@ def test_padding_may_share_scratch(way: str) -> None:
         run(**inputs | {"slots": torch.tensor([0, 8, 0])})
 
 
+@nr.op(demand=lies.WORK, writes=("mean", "variance"), axes="whole")
+def normed(
+    mean: torch.Tensor, variance: torch.Tensor, x: torch.Tensor, index: torch.Tensor, *, training: bool
+) -> torch.Tensor:
+    mean.index_copy_(0, index, x[0])
+    return torch.nn.functional.batch_norm(x, mean, variance, training=training)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("training", [False, True])
+def test_statistics_that_are_declared_may_be_trained(way: str, training: bool) -> None:
+    graph = nr.Graph("norm")
+    mean, variance = (graph.state(name, (2,), torch.float32) for name in ("mean", "variance"))
+    x, index = graph.input("x", (4, 2), torch.float32), graph.input("index", (2,), torch.int64)
+    graph.output(y=normed(mean, variance, x, index, training=training))
+    tensors = lies.given(graph)
+    expected = {name: tensor.clone() for name, tensor in tensors.items()}
+    answer = graph.eager(**expected)["y"]
+    with running(lies.lower(graph, [0]), tensors, way) as run:
+        assert torch.equal(run(x=tensors["x"], index=tensors["index"])["y"].cpu(), answer)
+        assert run.record.hazards() == ()
+    assert torch.equal(tensors["mean"], expected["mean"])
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_a_reference_counts_is_counted_once(way: str) -> None:
+    calls = torch.zeros(())
+
+    def counted(s: torch.Tensor, index: torch.Tensor, x: torch.Tensor) -> None:
+        if x.device.type != "meta":
+            calls.add_(1)
+        s.index_copy_(0, index, x)
+
+    graph = nr.Graph("counted")
+    s, x = graph.state("s", (4, 2), torch.float32), graph.input("x", (2, 2), torch.float32)
+    nr.op(demand=lies.WORK, writes=("s",), axes="whole")(counted)(s, graph.input("index", (2,), torch.int64), x)
+    tensors = lies.given(graph)
+    with running(lies.lower(graph, [0]), tensors, way) as run:
+        for _ in range(3):
+            run(x=tensors["x"], index=tensors["index"])
+            assert run.record.hazards() == ()
+    assert calls == 3
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_room_of_its_own_that_torch_did_not_make_is_not_shared(way: str) -> None:
+    def aside(x: torch.Tensor) -> torch.Tensor:
+        rooms = torch.frombuffer(bytearray(64), dtype=torch.float32), torch.empty(1).resize_(16)
+        return x + 1 if x.device.type == "meta" else x + sum(room.fill_(1).sum() for room in rooms)
+
+    graph = nr.Graph("rooms")
+    x = graph.input("x", (4, 2), torch.float32)
+    graph.output(**{f"y{k}": graph.call(aside, x, demand=lies.WORK) for k in range(12)})
+    tensors = lies.given(graph)
+    with running(lies.lower(graph, [0] * 12), tensors, way) as run:
+        run(x=tensors["x"])
+        assert run.record.hazards() == ()
+
+
 @nr.op(demand=lies.WORK, writes=("s",), axes="whole")
 def summed(s: torch.Tensor, index: torch.Tensor, x: torch.Tensor) -> None:
     s.scatter_reduce_(0, index[:, None].expand(x.shape), x, "sum")

@@ -183,6 +183,29 @@ def test_boxes_of_a_state_with_cells_meet_its_cells_and_not_each_other() -> None
     assert hazards(without(program, 0)) != ()
 
 
+@nr.op(demand=random_dags.WORK, writes=("kv",), cells={"kv": lambda layout, *, rows: (rows,)}, axes="whole")
+def _rows(kv: torch.Tensor, x: torch.Tensor, *, rows: tuple[int, int]) -> None:
+    kv[slice(*rows)] += x.sum()
+
+
+@nr.op(demand=random_dags.WORK, writes=("kv",), axes="whole")
+def _part(kv: torch.Tensor, x: torch.Tensor) -> None:
+    kv += x.sum()
+
+
+@pytest.mark.parametrize(("part", "rows"), [((0, 4), (3, 3)), ((4, 4), (0, 2))])
+def test_no_rows_of_a_state_with_cells_meet_nothing(part: tuple[int, int], rows: tuple[int, int]) -> None:
+    graph = nr.Graph("none", layout=nr.Layout(decode=4, kv_tokens=40))
+    x, kv = graph.input("x", (4, 2), torch.float32), graph.state("kv", (8, 2), torch.float32)
+    _part(kv[slice(*part)], x)
+    _rows(kv, x, rows=rows)
+    streams = random_dags.streams(nr.device("h200"), random.Random(1))
+    program = nr.lower(random_dags.schedule(graph, streams, [0, 1]))
+    alone = tuple(step for step in program.instructions if isinstance(step, Launch))
+    assert len(alone) == 2
+    assert hazards(replace(program, instructions=alone)) == ()
+
+
 def changed_in_place() -> Program:
     graph = nr.Graph("in place")
     x = graph.input("x", (4, 2), torch.float32)

@@ -106,6 +106,8 @@ def stated(
         buffer, whole = view.buffer, buffers[view.buffer]
         space, shift = places[buffer]
         spans = ranges_of(view, whole.dtype.itemsize)
+        if not spans or (cells is not None and all(low >= high for low, high in cells)):
+            continue  # a part without elements, or no row of an indexed state
         if buffer in states.above:
             boxed = cells is None and not view.is_whole(whole)
             if buffer in states.boxed:  # a box meets all cells, and boxes only where they cross

@@ -17,9 +17,17 @@ from nanort.programs.program import View
 
 OVERWRITES = {
     "copy_", "fill_", "zero_", "index_copy_", "index_fill_", "index_put_", "_index_put_impl_", "scatter_", "normal_",
-    "uniform_", "random_",
+    "uniform_", "random_", "put_",
 }  # fmt: skip
 """Operators that do not read what they change."""
+
+STATISTICS, FLAGS = ("running_mean", "running_var"), ("training", "use_input_stats")
+TRAINERS = {
+    "batch_norm", "instance_norm", "native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm",
+    "_batch_norm_impl_index", "batch_norm_update_stats", "batch_norm_gather_stats",
+    "batch_norm_gather_stats_with_counts",
+}  # fmt: skip
+"""Operators that change their STATISTICS, which their schemas do not say; those with one of FLAGS only if it is set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +53,12 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # it has no
     Args:
         known: addresses of storages that were there before.
         values: whether to look which rows an index names, which on a GPU waits for it.
-        dry: whether what would change known memory is left out.
+        dry: whether what would change memory that was there before is left out.
 
     Attributes:
         reads, writes: by the address of a storage, ranges of its bytes.
         rows: what was written through an index, where two rows may not name one place.
+        kept: those storages, so that nothing else is at their addresses as long as it is asked what was there.
     """
 
     def __init__(self, known: Collection[int], *, values: bool = True, dry: bool = False) -> None:
@@ -60,6 +69,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # it has no
         self.reads: dict[int, set[tuple[int, int]]] = {}
         self.writes: dict[int, set[tuple[int, int]]] = {}
         self.rows: list[Rows] = []
+        self.kept: dict[int, torch.UntypedStorage] = {}
         self._fresh: set[int] = set()
 
     def __torch_dispatch__(
@@ -87,21 +97,28 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # it has no
             ends = found.starts + found.nbytes
             pairs = zip(found.starts.reshape(-1).tolist(), ends.reshape(-1).tolist(), strict=True)
             self.writes.setdefault(found.memory, set()).update(pairs)
+            self.kept[found.memory] = changed[0].untyped_storage()
             if not adds:
                 self.rows.append(found)
-        if self.dry and any(address(tensor) in self.known for tensor in changed):
-            return changed[0] if len(changed) == 1 else tuple(changed)
+        own = all(not (memory := address(tensor)) or memory in self._fresh for tensor in changed)
+        if self.dry and not own:
+            if not kind.trains:
+                return changed[0] if len(changed) == 1 else tuple(changed)
+            args = tuple(one.clone() if any(one is other for other in changed) else one for one in args)
         result = func(*args, **given)
-        if not changed:
+        if own or kind.trains:
             self._made(result)
         return result
 
     def _made(self, results: Any) -> None:
-        self._fresh.update(memory for memory in map(address, _tensors(results)) if memory not in self.known)
+        for memory in map(address, _tensors(results)):
+            if memory not in self.known and memory not in self.kept:  # what is kept was read: this is a view of it
+                self._fresh.add(memory)
 
     def _note(self, into: dict[int, set[tuple[int, int]]], tensor: torch.Tensor) -> None:
         if (memory := address(tensor)) and memory not in self._fresh:
             into.setdefault(memory, set()).update(spans_of(tensor))
+            self.kept[memory] = tensor.untyped_storage()
 
     def _rows(self, name: str, args: Sequence[Any]) -> Iterator[Rows]:
         """What a write through an index writes; nothing for other operators."""
@@ -122,9 +139,13 @@ class _Kind:
     makes_views: bool
     lifts: bool
     is_out: bool
+    trains: bool
+    flag: int  # where an operator that trains is told whether to
 
     def changed(self, args: Sequence[Any], given: Mapping[str, Any]) -> Iterator[torch.Tensor]:
         """The tensors that a call changes."""
+        if 0 <= self.flag < len(args) and not args[self.flag]:
+            return
         for at in self.positions:
             if at < len(args):
                 yield from _tensors(args[at])
@@ -136,16 +157,21 @@ class _Kind:
 @cache
 def _kind(func: Any) -> _Kind:
     schema = func._schema
-    written = [at for at, a in enumerate(schema.arguments) if a.alias_info is not None and a.alias_info.is_write]
-    shared = any(r.alias_info is not None and not r.alias_info.is_write for r in schema.returns)
     name = schema.name.partition("::")[2]
+    names = [a.name for a in schema.arguments]
+    written = [at for at, a in enumerate(schema.arguments) if a.alias_info is not None and a.alias_info.is_write]
+    if trains := name in TRAINERS and not written:
+        written = [names.index(statistic) for statistic in STATISTICS]
+    shared = any(r.alias_info is not None and not r.alias_info.is_write for r in schema.returns)
     return _Kind(
         name,
         tuple(written),
-        tuple(schema.arguments[at].name for at in written),
+        tuple(names[at] for at in written),
         (shared and not written) or name == "lift_fresh",
         name == "lift_fresh",
         any(schema.arguments[at].is_out for at in written),
+        trains,
+        next((at for at, called in enumerate(names) if trains and called in FLAGS), -1),
     )
 
 
@@ -202,6 +228,12 @@ def _index_put(tensor: torch.Tensor, indices: Sequence[torch.Tensor | None], *_:
     return dims
 
 
+def _put(tensor: torch.Tensor, index: torch.Tensor, *_: Any) -> Dims:
+    if not tensor.numel():
+        return {}
+    return dict(enumerate(torch.unravel_index(index % tensor.numel(), tensor.shape)))
+
+
 def _scatter(tensor: torch.Tensor, dim: int, index: torch.Tensor, *_: Any) -> Dims:
     grids = [
         torch.arange(size, device=index.device).view(-1, *[1] * (index.dim() - d - 1)).expand(index.shape)
@@ -217,6 +249,7 @@ _INDEXED: dict[str, Callable[..., Dims]] = {
     "index_reduce_": _along,
     "index_put_": _index_put,
     "_index_put_impl_": _index_put,
+    "put_": _put,
     "scatter_": _scatter,
     "scatter_add_": _scatter,
     "scatter_reduce_": _scatter,
@@ -227,6 +260,8 @@ def _may_meet(name: str, args: Sequence[Any], given: Mapping[str, Any]) -> bool:
     """Whether rows that name one place leave nothing to chance: they are summed, or all bring the same number."""
     if name in ("index_put_", "_index_put_impl_"):
         return bool(args[3:4] and args[3]) or args[2].numel() == 1
+    if name == "put_":
+        return bool(args[3:4] and args[3])
     if name == "scatter_":
         return "reduce" in given or not isinstance(args[-1], torch.Tensor)
     return name != "index_copy_"

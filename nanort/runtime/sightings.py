@@ -31,6 +31,7 @@ class Sightings:
         self.tensors: dict[int, torch.Tensor] = {}
         self._there: dict[int, list[tuple[int, int, int]]] = {}  # by address of a storage: low, high, buffer
         self._strange: list[tuple[int, int, int, bool, Launch]] = []  # address, low, high, whether written, by whom
+        self._kept: list[object] = []  # what lies at those addresses, and may not make room for anything else
 
     @classmethod
     def of(cls, program: Program, tensors: Mapping[int, torch.Tensor]) -> Sightings:
@@ -84,6 +85,7 @@ class Sightings:
         """What a launch touched, and what is wrong with it by itself."""
         views = [argument for argument in (*step.args, *step.outs) if isinstance(argument, View)]
         mine = {view.buffer for view in views}
+        self._kept.append(observed.kept)
         spans = defaultdict[tuple[int, bool], list[tuple[int, int]]](list)
         for writes, memories in ((False, observed.reads), (True, observed.writes)):
             for memory, pieces in memories.items():
