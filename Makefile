@@ -43,7 +43,7 @@ referees: .venv/.dev  ## let programs of others read what nanort exports
 	@$(MAKE) --no-print-directory .venv-referees/.installed || true
 	$(BIN)/pytest tests/referees -rs
 
-SOAKED := $(addprefix tests/verify/test_,schedules.py hazards.py mutants.py storms.py serving_tokens.py memory_plans.py random_dags.py \
+SOAKED := $(addprefix tests/verify/test_,schedules.py guard.py hazards.py mutants.py storms.py serving_tokens.py memory_plans.py random_dags.py \
     chaos.py interrupts.py)
 
 soak: .venv/.dev  ## judge 100,000 random programs, serve many more storms, press Ctrl-C 1,000 times, watch memory: hours
