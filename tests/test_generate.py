@@ -146,7 +146,7 @@ def test_a_stream_dropped_before_its_first_token_gives_its_request_up() -> None:
         assert llm.engine.busy
         del stream
         assert not llm.engine.busy
-        assert llm._inboxes == {}
+        assert llm._turns.expected == 0
 
 
 @pytest.mark.parametrize("prompt", [[1.5], ["a"], [None], None])

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
 from types import TracebackType
 from typing import Any, Literal
 
@@ -18,7 +16,7 @@ from nanort.clock import WallClock
 from nanort.costs.profile import Profile
 from nanort.devices import Device
 from nanort.devices import device as find_device
-from nanort.errors import ClosedError, DeviceError, NanortError, RequestError
+from nanort.errors import DeviceError, RequestError
 from nanort.graphs import CONFIGS, DecoderConfig, random_weights
 from nanort.serving.engine import Engine
 from nanort.serving.ferry import Ferry
@@ -27,11 +25,12 @@ from nanort.serving.kv_cache import PagedKVCache
 from nanort.serving.model_runner import ModelRunner
 from nanort.serving.planner import Planner
 from nanort.serving.plans import Plan, PlanBank
-from nanort.serving.requests import Output, Request, TokenLogprobs
+from nanort.serving.requests import Request, TokenLogprobs
 from nanort.serving.sampling import SamplingParams
 from nanort.serving.steps import Steps, page_bytes, pages_within, searcher
 from nanort.serving.traces import Trace
 from nanort.serving.trials import measured_search
+from nanort.serving.turns import Turns
 
 EMBEDDING = "model.embed_tokens.weight"
 
@@ -157,10 +156,6 @@ class LLM:
             held = sum(tensor.nbytes for tensor in weights.values())
             pages, budget = pages_within(memory, held, each, pages if cache_tokens else None)
         self.cache = PagedKVCache(pages, page_size, host_pages=host_cache // each, sharing=prefix_sharing)
-        self._closed = False
-        self._turn = Lock()  # of the threads that generate: the engine is one's at a time
-        self._inboxes: dict[Request, deque[Output]] = {}
-        self._dropped = deque[Request]()
 
         steps = Steps(config, self.dtype, pages, page_size, min(seats, max_rows), max_rows)
         weights = {name: tensor.to(ferry.place) for name, tensor in weights.items()}
@@ -201,6 +196,7 @@ class LLM:
             slo_tpot=slo_tpot,
             observe=Trace(trace) if trace else None,
         )
+        self._turns = Turns(self.engine)
 
     @classmethod
     def from_pretrained(
@@ -226,7 +222,7 @@ class LLM:
         """A completion for every prompt (text, or token ids), all in one batch; ``params`` for all, or one each."""
         requests = self._submitted(prompts, params)
         texts, logprobs = [""] * len(requests), [list[TokenLogprobs]() for _ in requests]
-        for index, output in self._outputs(requests):
+        for index, output in self._turns.outputs(requests):
             texts[index] += output.text
             logprobs[index] += output.logprobs or ()
         return [
@@ -276,13 +272,10 @@ class LLM:
 
     def close(self) -> None:
         """Ends what runs, and the worker threads of all plans; nothing can be generated any more."""
-        with self._turn:
-            if not self._closed:
-                self._closed = True
-                self.engine.close()
+        self._turns.close()
 
     def __repr__(self) -> str:
-        state = "closed" if self._closed else f"{self.cache}"
+        state = "closed" if self._turns.closed else f"{self.cache}"
         return f"<LLM {self.config.model} of {self.config.parameters:,} parameters on {self.device.name}: {state}>"
 
     def __enter__(self) -> LLM:
@@ -304,66 +297,18 @@ class LLM:
             raise RequestError(f"params={wrong[0]!r}: give SamplingParams(...), one for all or a list with one each")
         if len(each) != len(prompts):
             raise RequestError(f"{len(each)} params for {len(prompts)} prompts: give one for all, or one each")
-        requests = list[Request]()
-        try:
-            with self._turn:
-                if self._closed:
-                    raise ClosedError("this LLM is closed: load it again")
-                for index, (prompt, how) in enumerate(zip(prompts, each, strict=True)):
-                    tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-                    requests.append(self.engine.submit(tokens, how, id=f"prompt {index}"))
-                self._inboxes |= {request: deque() for request in requests}
-        except NanortError:
-            self._cancel(requests)
-            raise
-        return requests
+        encoded = [self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
+        return self._turns.submit(list(zip(encoded, each, strict=True)))
 
     def _tokens(self, requests: list[Request]) -> Iterator[Token | None]:
         """Nothing, and then the tokens."""
         try:
             yield None
-            for index, output in self._outputs(requests):
+            for index, output in self._turns.outputs(requests):
                 for token in output.tokens:
                     yield Token(index, token, output.text, output.finish is not None)
         finally:
-            self._cancel(requests)
-
-    def _outputs(self, requests: list[Request]) -> Iterator[tuple[int, Output]]:
-        """What comes out for these requests; outputs of other streams and threads wait in their inboxes."""
-        numbers = {request: index for index, request in enumerate(requests)}
-        going = set(requests)
-        try:
-            while going:
-                for request in requests:
-                    inbox = self._inboxes[request]
-                    while inbox:
-                        output = inbox.popleft()
-                        if request.error is not None:
-                            raise request.error
-                        if output.finish is not None:
-                            going.discard(request)
-                        yield numbers[request], output
-                with self._turn:
-                    if going and not any(self._inboxes[request] for request in requests):  # another's step may do
-                        if self._closed:
-                            raise ClosedError("this LLM was closed before all tokens were read: read them before")
-                        for output in self.engine.step():
-                            self._inboxes[output.request].append(output)
-                self._cancel(())  # what was given up meanwhile
-        finally:
-            self._cancel(requests)
-
-    def _cancel(self, requests: Sequence[Request]) -> None:
-        """Gives requests up, or leaves that to who has its turn: a finalizer may come in the middle of a step."""
-        self._dropped.extend(requests)
-        while self._dropped and self._turn.acquire(blocking=False):
-            try:
-                while self._dropped:
-                    request = self._dropped.popleft()
-                    self.engine.cancel(request)
-                    self._inboxes.pop(request, None)
-            finally:
-                self._turn.release()
+            self._turns.cancel(requests)
 
 
 def load_model(
