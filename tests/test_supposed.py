@@ -126,7 +126,7 @@ def test_a_plan_does_not_rely_on_it_but_a_measurement_tries_it(
 
 def test_it_is_tried_where_nothing_else_was_predicted_to_gain() -> None:
     config = replace(graphs.CONFIGS["llama-3-8b"], layers=2)
-    step, asked = graphs.decoder_step(config, decode=256, context=1280, prefill=1024), list[Schedule]()
+    step, asked = graphs.decoder_step(config, decode=256, context=1280, prefill=2048), list[Schedule]()
 
     def measure(schedules: Sequence[Schedule]) -> list[list[float]]:
         asked.extend(schedules)
