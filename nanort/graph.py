@@ -94,8 +94,6 @@ class Graph:
             InputDeviceError: there is no such ``device``.
             SealedGraphError: the graph has been scheduled, cut or run.
         """
-        if batch is not None and isinstance(shape, (tuple, list)) and not 0 <= batch < len(shape):
-            raise ShapeError(f"{caller()}: input {name!r} has no dimension batch={batch}: its shape is {list(shape)}")
         return self._root("input", name, shape, dtype, device, batch)
 
     def constant(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, *, device: str = "device") -> Value:
@@ -450,6 +448,10 @@ class Graph:
             if any(not isinstance(size, int) or size < 0 for size in shape):
                 raise ShapeError(
                     f"{caller()}: {kind} {name!r}: sizes are whole numbers, zero or more, got {list(shape)}"
+                )
+            if batch is not None and not 0 <= batch < len(shape):
+                raise ShapeError(
+                    f"{caller()}: {kind} {name!r} has no dimension batch={batch}: its shape is {list(shape)}"
                 )
         value = Value(
             self, name or f"{kind}{index}", tuple(shape), dtype, kind, index, device, batch, node, parts,

@@ -325,12 +325,12 @@ def test_failure_names_the_node_and_its_line_and_the_next_run_works(spread: bool
             assert run.timeline.failure == ""
 
 
-class Mute(Exception):  # noqa: N818  # as Broken
+class MuteError(Exception):
     def __str__(self) -> str:
         raise Broken("it cannot be told")
 
 
-@pytest.mark.parametrize("error", [Mute, AssertionError])
+@pytest.mark.parametrize("error", [MuteError, AssertionError])
 def test_failure_that_says_nothing_is_told_by_its_kind(error: type[Exception]) -> None:
     def fail(x: torch.Tensor) -> torch.Tensor:
         if x.device.type != "meta":
