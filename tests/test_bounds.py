@@ -7,6 +7,7 @@ import random
 from collections.abc import Sequence
 from itertools import product
 
+import networkx as nx
 import numpy as np
 import pytest
 import torch
@@ -19,7 +20,7 @@ from nanort import graphs, partition
 from nanort.costs.profile import Measurement, Pair, Profile
 from nanort.costs.roofline import Costs
 from nanort.partition import Group
-from nanort.scheduling.bounds import Bounds, bounds, ideal
+from nanort.scheduling.bounds import Bounds, _waists, bounds, ideal
 from nanort.scheduling.coresident import best_prices, prices
 from nanort.scheduling.coschedule import co_schedule
 from nanort.scheduling.waits import waits
@@ -303,6 +304,32 @@ def test_a_window_may_leave_out_what_comes_early() -> None:
     for index in range(3):
         dags.node(graph, f"u{index}", nr.Demand(h2d_bytes=5e7, sms=(0, 0)), late)
     assert bounds(graph, COSTS).h2d == pytest.approx(5e-3 + LAUNCH + 3e-3, rel=1e-12)
+
+
+def test_nothing_overlaps_across_a_node_that_all_others_come_before_or_after() -> None:
+    """Two uploads, 1 ms of compute that waits for them, two uploads that wait for it: 5 ms; the longest path has 3."""
+    graph = nr.Graph("waist")
+    x = graph.input("x", (1,), torch.bfloat16)
+    upload = nr.Demand(h2d_bytes=5e7, sms=(0, 0))
+    waist = dags.node(
+        graph, "waist", nr.Demand(flops=7.8e11), *[dags.node(graph, f"u{k}", upload, x) for k in range(2)]
+    )
+    for k in range(2, 4):
+        dags.node(graph, f"u{k}", upload, waist)
+    found = bounds(graph, COSTS)
+    assert found.h2d == pytest.approx(5e-3 + LAUNCH, rel=1e-12)
+    assert found.critical_path == pytest.approx(3e-3 + 3 * LAUNCH, rel=1e-12)
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_waists_are_comparable_with_every_other_node(part: int) -> None:
+    for seed in range(50 * part, 50 * part + 50):
+        for graph in (dags.dag(seed), graphs.synthetic.random_dag(seed)):
+            order = nx.DiGraph()
+            order.add_nodes_from(range(len(graph.nodes)))
+            order.add_edges_from((pred, node.index) for node in graph.nodes for pred, _ in node.preds)
+            others = [len(nx.ancestors(order, index) | nx.descendants(order, index)) for index in order]
+            assert _waists(graph).tolist() == [count == len(order) - 1 for count in others]
 
 
 def test_a_node_counts_what_it_can_draw_while_it_runs() -> None:

@@ -2,6 +2,9 @@
 
 Every bound but the longest path prices each node in seconds of something that only one node can have whole: a
 bandwidth, the device's arithmetic, its SMs. What must happen before the first and after the last of them adds to it.
+
+Where all nodes but one come before that one or after it, as in a decoder that is not cut, nothing overlaps across it:
+the graph falls into stretches, and a bound is the sum of what each of them takes at least.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
+import numpy.typing as npt
 
 from nanort.compiled import Floats, Ints
 from nanort.costs.roofline import Cost, Costs, rounds
@@ -50,7 +54,7 @@ class Bounds:
 
     The physical family, all but the last two, holds for every mechanism: what fusion or co-residency could reach. All
     but the first are the best over windows: the work of the nodes that cannot start before some time and must end some
-    time before the end, and both times.
+    time before the end, and both times, in which a stretch of the graph takes as long as its longest path or that work.
     """
 
     critical_path: float
@@ -118,9 +122,13 @@ def bounds(graph: Graph, costs: Costs, groups: Sequence[Group] = ()) -> Bounds:
     table["coresident"] = np.zeros(len(works))
     if own == "coresident":
         table["coresident"] = _shared(examples, works, np.bincount(kinds, minlength=len(works)), costs, groups)
-    heads, tails, longest = _paths(graph, table.pop("seconds")[kinds].tolist())
-    found = {name: _windows(work[kinds], heads, tails) for name, work in table.items()}
-    return Bounds(critical_path=longest, own=own, **found)
+    if not works:
+        return Bounds(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, own)
+    seconds = table.pop("seconds")[kinds]
+    heads, tails = _paths(graph, seconds.tolist())
+    stretches = _Stretches(graph, heads, seconds)
+    found = {name: _windows(*stretches.lifted(work[kinds], heads, tails)) for name, work in table.items()}
+    return Bounds(critical_path=float((heads + seconds).max()), own=own, **found)
 
 
 def ideal(graph: Graph, costs: Costs) -> tuple[float, str]:
@@ -236,22 +244,58 @@ def _shared(
     return np.array([fewest_sms(node, costs) for node in examples])
 
 
-def _paths(graph: Graph, seconds: Sequence[float]) -> tuple[Floats, Floats, float]:
-    """For each node, the longest path that must run before it and after it; and the longest of all."""
-    heads, tails, longest = [0.0] * len(seconds), [0.0] * len(seconds), 0.0
+def _waists(graph: Graph) -> npt.NDArray[np.bool_]:
+    """For each node, whether every other one must run before it or after it."""
+    count = len(graph.nodes)
+    first, last = [count] * count, [-1] * count  # of its successors, of its predecessors
+    for index, node in enumerate(graph.nodes):
+        for pred, _ in node.preds:
+            first[pred] = min(first[pred], index)
+            last[index] = max(last[index], pred)
+    # All before a node come to it if each of them comes to one that is no later, and all after it alike.
+    places = np.arange(count)
+    ended = np.maximum.accumulate([0, *first[:-1]]) <= places
+    begun = np.minimum.accumulate([count, *last[:0:-1]])[::-1] >= places
+    found: npt.NDArray[np.bool_] = ended & begun
+    return found
+
+
+class _Stretches:
+    """The parts of a graph that run one after the other: each waist is one, and so is what lies between two of them.
+
+    Args:
+        graph: not empty.
+        heads, seconds: of its nodes, the longest path before each, and the least that it takes.
+    """
+
+    def __init__(self, graph: Graph, heads: Floats, seconds: Floats) -> None:
+        waists = _waists(graph)
+        begins = waists | np.concatenate(([True], waists[:-1]))
+        self._starts, self._number = np.flatnonzero(begins), np.cumsum(begins) - 1
+        self._longest = np.maximum.reduceat(heads + seconds, self._starts) - heads[self._starts]
+
+    def lifted(self, work: Floats, heads: Floats, tails: Floats) -> tuple[Floats, Floats, Floats]:
+        """``work`` on one resource, and heads and tails with what stretches take longer by it than by their paths."""
+        more = np.maximum(0.0, np.add.reduceat(work, self._starts) - self._longest)
+        until = np.cumsum(more)
+        return work, heads + (until - more)[self._number], tails + (until[-1] - until)[self._number]
+
+
+def _paths(graph: Graph, seconds: Sequence[float]) -> tuple[Floats, Floats]:
+    """For each node, the longest path that must run before it and after it."""
+    heads, tails = [0.0] * len(seconds), [0.0] * len(seconds)
     for index, node in enumerate(graph.nodes):
         head = 0.0
         for pred, _ in node.preds:
             if (reached := heads[pred] + seconds[pred]) > head:
                 head = reached
         heads[index] = head
-        longest = max(longest, head + seconds[index])
     for index in range(len(seconds) - 1, -1, -1):
         reached = tails[index] + seconds[index]
         for pred, _ in graph.nodes[index].preds:
             if reached > tails[pred]:
                 tails[pred] = reached
-    return np.array(heads), np.array(tails), longest
+    return np.array(heads), np.array(tails)
 
 
 def _windows(work: Floats, heads: Floats, tails: Floats) -> float:
