@@ -212,6 +212,12 @@ def test_a_path_that_cannot_be_opened_is_refused(name: str, tmp_path: Path) -> N
         Store(tmp_path / name, PLACE)
 
 
+@pytest.mark.parametrize("name", ["", ":memory:"])
+def test_a_store_that_would_not_last_is_refused(name: str) -> None:
+    with pytest.raises(FileError, match="would be gone once it is closed: name a file"):
+        Store(name, PLACE)
+
+
 @pytest.mark.parametrize(
     ("statement", "values", "says"),
     [

@@ -52,12 +52,14 @@ class Store:
     Raises:
         TruncatedFileError: it is no such file, or is damaged.
         NewerVersionError: a newer nanort wrote it.
-        FileError: it cannot be opened or is locked; its figures cannot have been measured.
+        FileError: it cannot be opened, is locked or has no name; its figures cannot have been measured.
     """
 
     def __init__(self, path: str | os.PathLike[str], place: Place, *, patience: float = 5.0) -> None:
         self.path = os.fspath(path)
         self.place = place
+        if self.path in ("", ":memory:"):
+            raise FileError(f"a store at {self.path!r} would be gone once it is closed: name a file")
         with self._named():
             self._connection = sqlite3.connect(self.path, timeout=patience, isolation_level=None)
             try:
