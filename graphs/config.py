@@ -168,7 +168,12 @@ class DecoderConfig:
         """Shape and dtype of every weight, by its name in Hugging Face checkpoints.
 
         Those of experts are stacked: ``experts.w1`` (experts, ffn, hidden) is ``experts.0.w1``, ``experts.1.w1``, ...
+
+        Raises:
+            ModelError: the dtype is none of torch's floating point types.
         """
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise ModelError(f"{dtype=}: give torch.float32, torch.bfloat16 or torch.float16")
         layer = MODELS[self.model].weights(self)
         shapes: Shapes = {"model.embed_tokens.weight": (self.vocab, self.hidden)}
         for i in range(self.layers):

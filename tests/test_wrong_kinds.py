@@ -18,6 +18,7 @@ import nanort as nr
 from nanort import ops
 from nanort.drafts import draft
 from nanort.errors import DemandError, NanortError
+from nanort.serving import load_model
 
 
 def graph(name: str = "g") -> nr.Graph:
@@ -37,6 +38,7 @@ MISTAKES: dict[str, tuple[Callable[[], object], str]] = {
     "device index": (lambda: ANY.device(0), "nr.Device.current"),
     "graph to run": (lambda: ANY.Executor(graph()), "nr.co_schedule"),
     "dtype name": (lambda: ANY.Graph("h").input("a", (2,), "float32"), "torch.float32"),
+    "dtype of weights": (lambda: load_model("tiny", dtype=ANY.Graph), "give torch.float32"),
     "one size": (lambda: ANY.Graph("h").input("a", 5, torch.float32, batch=0), "no tuple"),
     "layout rows": (lambda: ANY.Graph("h", layout=3), "nr.Layout"),
     "namesake": (lambda: ops.linear(graph().roots[0], graph().roots[1]), "another graph of that name"),
@@ -68,6 +70,17 @@ def test_a_file_that_cannot_be_written_is_named_and_not_its_draft(tmp_path: Path
         beside.write_text("")
     with pytest.raises(OSError, match=r"\[Errno 28\].*a\.json'$"), draft(tmp_path / "a.json"):
         raise OSError(28, os.strerror(28))  # as a write to a full disk says it, without a name
+
+
+def test_a_file_that_is_replaced_keeps_its_permissions_and_the_link_to_it(tmp_path: Path) -> None:
+    kept, link = tmp_path / "kept.json", tmp_path / "latest.json"
+    kept.write_text("old")
+    kept.chmod(0o600)
+    link.symlink_to(kept)
+    with draft(link) as beside:
+        beside.write_text("new")
+    assert (kept.read_text(), kept.stat().st_mode & 0o777, link.readlink()) == ("new", 0o600, kept)
+    assert sorted(tmp_path.iterdir()) == [kept, link]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="a shell closes stdout so")
