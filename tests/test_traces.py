@@ -60,6 +60,9 @@ def test_the_last_timelines_are_kept(tmp_path: Path) -> None:
 def test_a_folder_takes_one_trace(folder: Path) -> None:
     with pytest.raises(FileError, match="holds a trace already"):
         Trace(folder)
+    for file in (folder / "requests.jsonl", folder / "requests.jsonl" / "below"):
+        with pytest.raises(FileError, match="a file is in its place: name another"):
+            Trace(file)
 
 
 def test_a_request_that_is_not_there_is_named(folder: Path) -> None:

@@ -26,12 +26,15 @@ class Trace:
     ``requests.jsonl`` has a Passage a line.
 
     Raises:
-        FileError: the folder holds a trace already.
+        FileError: the folder holds a trace already, or is a file.
     """
 
     def __init__(self, folder: Path | str, *, kept: int = KEPT) -> None:
         self.folder = Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise FileError(f"{self.folder} cannot be a folder, since a file is in its place: name another") from error
         try:
             (self.folder / PASSAGES).touch(exist_ok=False)
         except FileExistsError as error:
