@@ -240,8 +240,9 @@ def test_html_is_escaped() -> None:
 
 
 def test_cores_stand_for_sms_on_a_cpu() -> None:
-    t = Timeline([Activity("a", "linear", "g0", "g0", 2)], [0], [1], kind="measured", device=nr.device("cpu").name)
+    t = Timeline([Activity("a", "linear", "g0", "g0", 2)], [0], [1], kind="measured", device="cpu", sm_capacity=2)
     assert str(t).splitlines()[1].startswith("g0  2 cores │")
+    assert "   cores 100 %" in str(t)
 
 
 def test_streams_are_in_natural_order_whatever_their_figures() -> None:

@@ -1,7 +1,7 @@
 /* What was used of each resource over time, against what there is; under it, which of them binds. */
 
 const CURVES = {
-  sms: {title: "SMs in use", fill: 6, say: (value) => format.figure(value)},
+  sms: {title: "in use", fill: 6, say: (value) => format.figure(value)},
   hbm: {title: "Device memory", fill: 5, say: (value) => format.rate(value, "B")},
   h2d: {title: "PCIe down", fill: 2, say: (value) => format.rate(value, "B")},
   d2h: {title: "PCIe up", fill: 0, say: (value) => format.rate(value, "B")},
@@ -58,6 +58,9 @@ class Curve {
   }
 }
 
+/** What a curve is called: cores stand for SMs on a CPU. */
+const curveTitle = (data, name) => (name === "sms" ? `${unitOf(data)}s ` : "") + CURVES[name].title;
+
 /** The tracks of a run: those of which something is known. */
 function tracksOf(data) {
   return Object.keys(CURVES)
@@ -66,7 +69,7 @@ function tracksOf(data) {
       const [actual, plan] = [data.curves, data.curves.plan ?? {}].map((set) => (set[name] ? new Curve(set[name]) : null));
       const capacity = data.capacity[name];
       const most = Math.max(capacity, actual?.most ?? 0, plan?.most ?? 0) * 1.06 || 1;
-      return {...CURVES[name], name, actual, plan, capacity, most, y: number * (TRACK + SPACE) + SPACE};
+      return {...CURVES[name], title: curveTitle(data, name), name, actual, plan, capacity, most, y: number * (TRACK + SPACE) + SPACE};
     });
 }
 

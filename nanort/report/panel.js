@@ -55,7 +55,7 @@ function overview() {
     ...(data.failure ? [el("p", {class: "alarm", text: format.name(data.failure, 400)})] : []),
     ...(data.foreign ? [el("p", {class: "alarm", text: "Planned for another device: its times say nothing about this one."})] : []),
     ...(used.length ? [el("h3", {text: "Used of what there is"})] : []),
-    facts(used.map((name) => [CURVES[name].title, meter(utilization[name], color.nth(CURVES[name].fill))])),
+    facts(used.map((name) => [curveTitle(data, name), meter(utilization[name], color.nth(CURVES[name].fill))])),
     el("h3", {text: "Operators"}),
     el("ul", {class: "plain"}, ...operators),
     ...(more > 0 ? [el("p", {class: "muted", text: `and ${format.count(more)} more`})] : []),
@@ -77,7 +77,7 @@ function selection(index) {
     times(index),
     facts([
       ["stream", format.name(text("stream"), 60)],
-      ["SMs", sms[index] ? String(sms[index]) : "none"],
+      [`${unitOf(data)}s`, sms[index] ? String(sms[index]) : "none"],
       ["nano-batch", String(piece[index])],
       ["labels", text("scope") && format.name(text("scope"))],
       ["shapes", text("shapes") && format.name(text("shapes"), 400)],
@@ -122,7 +122,7 @@ function times(index) {
     el("thead", {}, el("tr", {}, ...heads.map((head) => (head ? el("th", {scope: "col", class: "n", text: head}) : el("td"))))),
     el("tbody", {}, ...rows));
   const share = actual[2] > 0 && alone > 0 ? ` (${format.ratio(actual[2] / alone)} of that here)` : "";
-  return el("div", {}, table, alone ? el("p", {class: "muted", text: `Alone on its SMs it is predicted to take ${format.ns(alone)}${share}.`}) : null);
+  return el("div", {}, table, alone ? el("p", {class: "muted", text: `Alone on its ${unitOf(data)}s it is predicted to take ${format.ns(alone)}${share}.`}) : null);
 }
 
 /** What an activity waited for, the last to end first, and what its lane did meanwhile. */

@@ -116,7 +116,7 @@ function titleOf(data, stream) {
   return `${group === "whole" ? "Whole device" : `${one} ${format.name(group, 40)}`} · ${unitsOf(data, sms)}`;
 }
 
-/** So many SMs, or cores. */
-function unitsOf(data, count) {
-  return `${count} ${data.device === "cpu" ? "core" : "SM"}${count === 1 ? "" : "s"}`;
-}
+/** What groups of this device are made of. */
+const unitOf = (data) => (data.device === "cpu" ? "core" : "SM");
+
+const unitsOf = (data, count) => `${count} ${unitOf(data)}${count === 1 ? "" : "s"}`;

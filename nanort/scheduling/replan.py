@@ -1,4 +1,4 @@
-"""replan: a schedule carried over to the same model with other sizes, in milliseconds and without a search."""
+"""replan: a schedule carried over to the same model with other sizes, without a search."""
 
 from __future__ import annotations
 

@@ -211,7 +211,7 @@ def _legend(spent: dict[str, float], marks: dict[str, str], colors: dict[str, in
 def numbers(timeline: Timeline, width: int) -> Iterator[str]:
     """What was used of each resource, how much ran at once, and what did not run."""
     shares = timeline.utilization()
-    titles = {"sms": "SMs", "hbm": "HBM", "h2d": "PCIe down", "d2h": "PCIe up"}
+    titles = {"sms": f"{units.unit(timeline.device)}s", "hbm": "HBM", "h2d": "PCIe down", "d2h": "PCIe up"}
     used = [f"{title} {units.percent(shares[name])}" for name, title in titles.items() if name in shares]
     yield from _folded("makespan", [units.duration(timeline.makespan), *used], width)
     yield from _folded("at once", timeline.overlap().shares(), width)

@@ -53,9 +53,14 @@ def counted(count: int, what: str) -> str:
     return f"{count:,} {what}{ending}"
 
 
+def unit(device: str) -> str:
+    """What groups of ``device`` are made of: SMs, which are cores on a CPU."""
+    return "core" if device == "cpu" else "SM"
+
+
 def sms(count: int, device: str) -> str:
-    """``count`` SMs of ``device``, which are cores on a CPU; nothing for none."""
-    return counted(count, "core" if device == "cpu" else "SM") if count else ""
+    """``count`` of them; nothing for none."""
+    return counted(count, unit(device)) if count else ""
 
 
 def plain(name: str, width: int = 0) -> str:

@@ -308,6 +308,15 @@ def test_what_the_trace_does_not_know_has_no_empty_place(opened: Opened) -> None
     assert "states arithmetic or bytes" in sheet.show("roofline").locator(".nothing").inner_text()
 
 
+def test_cores_stand_for_sms_on_a_cpu(opened: Opened) -> None:
+    run = Timeline([Activity("a", "mm", "g0", "g0", 2)], [0.0], [1e-6], kind="measured", device="cpu", sm_capacity=2)
+    sheet = opened(run)
+    said = sheet.show("timeline").inner_text() + sheet.page.locator("#panel").inner_text()
+    assert "2 cores" in said
+    assert "cores in use" in said
+    assert "SMs" not in said
+
+
 def test_colours_that_mean_something_stay_where_the_system_forces_its_own(opened: Opened) -> None:
     sheet = opened(known(), other=known().plan)
     calm = sheet.page.locator
