@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, slots=True, repr=False)  # it would spell out all that it comes after
 class Node:
     """A piece of work, or with none a point in a stream's order.
 
