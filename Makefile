@@ -44,7 +44,7 @@ referees: .venv/.dev  ## let programs of others read what nanort exports
 	$(BIN)/pytest tests/referees -rs
 
 SOAKED := $(addprefix tests/verify/test_,schedules.py guard.py hazards.py mutants.py storms.py serving_tokens.py memory_plans.py random_dags.py \
-    chaos.py interrupts.py)
+    chaos.py interrupts.py cancellations.py)
 
 soak: .venv/.dev  ## judge 100,000 random programs, serve many more storms, press Ctrl-C 1,000 times, watch memory: hours
 	$(BIN)/pytest --soak $(SOAKED) $(WORKERS) -rP

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import nanort as nr
 from nanort.errors import NanortError
 from nanort.timeline import text
 from nanort.timeline.activities import Activity, Event

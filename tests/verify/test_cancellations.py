@@ -1,4 +1,4 @@
-"""10,000 requests, of which many are cancelled, disconnected or stopped at random, through an engine that computes.
+"""4,000 requests (10,000 with --soak), many of them cancelled, disconnected or stopped at random, on a real engine.
 
 Accounts balance after every step, no page is lost, and the tokens of all are those that they give undisturbed.
 """
@@ -27,14 +27,21 @@ from nanort.serving.steps import page_bytes
 
 TINY = CONFIGS["tiny"]
 WEIGHTS = random_weights(TINY, torch.float32, seed=1)
-REQUESTS, CLIENTS, MOST = 10_000, 40, 20
-"""Requests in all, how many at once, and tokens of a reply."""
+CI, SOAK = 4_000, 10_000
+"""Requests in all."""
+CLIENTS, MOST = 40, 20
+"""How many are served at once, and tokens of a reply."""
 PAGE = 1
 CORE = nr.device("cpu").with_(sms=1, hbm_saturation_sms=(1, 1))
 """Two cores are slow at products as small as these, the more so when they have other work."""
 Replies = dict[tuple[int, ...], tuple[int, ...]]
 STOPS = ("e", "th", "\n")
 EOS = next(iter(ByteTokenizer.eos_ids))
+
+
+@pytest.fixture
+def count(pytestconfig: pytest.Config) -> int:
+    return SOAK if pytestconfig.getoption("soak") else CI
 
 
 @pytest.fixture(scope="module")
@@ -74,11 +81,11 @@ def _check(cache: PagedKVCache) -> None:
     assert cache.free + cache.used == cache.pages - 1
 
 
-def _storm(engine: Engine, replies: Replies, draw: random.Random) -> list[Request]:
+def _storm(engine: Engine, replies: Replies, draw: random.Random, count: int) -> list[Request]:
     """All requests, up to forty at once; between steps some are cancelled, as they wait, run, or have just ended."""
     prompts, requests = list(replies), list[Request]()
-    while len(requests) < REQUESTS or engine.busy:
-        while len(requests) < REQUESTS and len(engine.waiting) + len(engine.running) < CLIENTS:
+    while len(requests) < count or engine.busy:
+        while len(requests) < count and len(engine.waiting) + len(engine.running) < CLIENTS:
             requests.append(engine.submit(draw.choice(prompts), _params(draw)))
         for request in draw.sample(requests[-60:], draw.choice((0, 0, 1, 3))):
             engine.cancel(request)
@@ -88,9 +95,9 @@ def _storm(engine: Engine, replies: Replies, draw: random.Random) -> list[Reques
     return requests
 
 
-async def _clients(engine: Engine, replies: Replies, draw: random.Random) -> list[Request]:
+async def _clients(engine: Engine, replies: Replies, draw: random.Random, count: int) -> list[Request]:
     """All requests, by clients that have one after another answered, and often leave in the middle."""
-    prompts, requests, left = list(replies), list[Request](), iter(range(REQUESTS))
+    prompts, requests, left = list(replies), list[Request](), iter(range(count))
 
     async def client(loop: EngineLoop) -> None:
         for number in left:
@@ -107,14 +114,14 @@ async def _clients(engine: Engine, replies: Replies, draw: random.Random) -> lis
     return requests
 
 
-def _judge(requests: list[Request], replies: Replies) -> None:
+def _judge(requests: list[Request], replies: Replies, count: int) -> None:
     """Every reply is what it is undisturbed, or the beginning of that."""
     ends, preempted = Counter(request.finish for request in requests), sum(each.preemptions for each in requests)
     print(f"{dict(ends)}, {preempted} preemptions")
-    assert len(requests) == REQUESTS
+    assert len(requests) == count
     assert preempted > 0
     assert set(ends) == {"cancelled", "stop", "length"}
-    assert min(ends.values()) > REQUESTS / 20
+    assert min(ends.values()) > count / 20
     for request in requests:
         wanted, given = _cut(replies[request.prompt], request.params), tuple(request.generated)
         assert given == (wanted[: len(given)] if request.finish == "cancelled" else wanted), request
@@ -124,16 +131,16 @@ def served(**options: Any) -> LLM:
     return LLM(TINY, WEIGHTS, ByteTokenizer(), max_rows=96, page_size=PAGE, cache_tokens=120, device=CORE, **options)
 
 
-def test_cancelled_requests_cost_no_page_and_change_no_token(replies: Replies) -> None:
+def test_cancelled_requests_cost_no_page_and_change_no_token(replies: Replies, count: int) -> None:
     with served() as llm:
-        requests = _storm(llm.engine, replies, random.Random(1))
+        requests = _storm(llm.engine, replies, random.Random(1), count)
         assert llm.cache.used == 0
-    _judge(requests, replies)
+    _judge(requests, replies, count)
 
 
-def test_clients_that_leave_cost_no_page_and_change_no_token(replies: Replies) -> None:
+def test_clients_that_leave_cost_no_page_and_change_no_token(replies: Replies, count: int) -> None:
     with served(preempt="swap", host_cache=200 * page_bytes(TINY, PAGE, torch.float32)) as llm:
         llm.engine.observers.append(lambda _: _check(llm.cache))
-        requests = asyncio.run(_clients(llm.engine, replies, random.Random(2)))
+        requests = asyncio.run(_clients(llm.engine, replies, random.Random(2), count))
         assert llm.cache.used == 0
-    _judge(requests, replies)
+    _judge(requests, replies, count)

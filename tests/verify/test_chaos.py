@@ -7,7 +7,7 @@ import pytest
 from nanort.chaos.faults import KINDS
 from nanort.chaos.run import Sum, chaos
 
-CI, SOAK, EACH = 100, 100_000, 50
+CI, SOAK, EACH = 50, 100_000, 50
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -20,7 +20,7 @@ from tree import ROOT
 
 H200 = nr.device("h200")
 FAMILIES = ("layered", "fork_join", "series_parallel", "llm_like")
-CI, SOAK = 8, 25
+CI, SOAK = 5, 25
 """Blocks of twenty graphs."""
 
 

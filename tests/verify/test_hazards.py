@@ -1,4 +1,4 @@
-"""5,000 random graphs, whole and cut, on 1 to 8 streams, their bytes reused: free of hazards by three judges.
+"""2,500 random graphs, whole and cut, on 1 to 8 streams, their bytes reused: free of hazards by three judges.
 
 With --soak there are 100,000.
 """
@@ -15,7 +15,7 @@ import random_dags
 import referee
 from nanort.programs.memory import plan_memory
 
-CI, SOAK, EACH = 5_000, 100_000, 500
+CI, SOAK, EACH = 2_500, 100_000, 500
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

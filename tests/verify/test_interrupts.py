@@ -25,7 +25,7 @@ import pytest
 
 import nanort as nr
 
-SERIES, RUNS, SOAKED = 8, 2, 125
+SERIES, RUNS, SOAKED = 8, 1, 125
 """How many are interrupted: so many in each series, in CI and by `make soak`."""
 PATIENCE = 60.0
 """Seconds in which a demo that was interrupted has to be gone, whatever else the machine does."""

@@ -16,7 +16,7 @@ from nanort.scheduling.coschedule import co_schedule
 from nanort.scheduling.schedule import Schedule
 from nanort.scheduling.waits import exclusive
 
-CI, SOAK = 500, 2_500
+CI, SOAK = 300, 2_500
 """Graphs of a block."""
 DEVICES = [nr.device(name) for name in ("h200", "a100-80g", "l40s", "b200")]
 DEVICES += [nr.device("cpu").with_(sms=sms, hbm_saturation_sms=(1, sms)) for sms in (1, 2, 4, 8)]

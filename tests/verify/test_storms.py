@@ -8,7 +8,7 @@ import pytest
 
 from storms import drawn
 
-CI, SOAK, EACH = 200, 20_000, 50
+CI, SOAK, EACH = 100, 20_000, 50
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
