@@ -1,7 +1,7 @@
 /* What was used of each resource over time, against what there is; under it, which of them binds. */
 
 const CURVES = {
-  sms: {title: "in use", fill: 6, say: (value) => format.figure(value)},
+  sms: {title: "SMs in use", fill: 6, say: (value) => format.figure(value)},
   hbm: {title: "Device memory", fill: 5, say: (value) => format.rate(value, "B")},
   h2d: {title: "PCIe down", fill: 2, say: (value) => format.rate(value, "B")},
   d2h: {title: "PCIe up", fill: 0, say: (value) => format.rate(value, "B")},
@@ -59,7 +59,7 @@ class Curve {
 }
 
 /** What a curve is called: cores stand for SMs on a CPU. */
-const curveTitle = (data, name) => (name === "sms" ? `${unitOf(data)}s ` : "") + CURVES[name].title;
+const curveTitle = (data, name) => (name === "sms" && data.device === "cpu" ? "Cores in use" : CURVES[name].title);
 
 /** The tracks of a run: those of which something is known. */
 function tracksOf(data) {

@@ -313,7 +313,7 @@ def test_cores_stand_for_sms_on_a_cpu(opened: Opened) -> None:
     sheet = opened(run)
     said = sheet.show("timeline").inner_text() + sheet.page.locator("#panel").inner_text()
     assert "2 cores" in said
-    assert "cores in use" in said
+    assert "Cores in use" in said
     assert "SMs" not in said
 
 
