@@ -8,12 +8,16 @@ splitting and partitioning cost in all. Everything here is predicted; the second
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from time import process_time
+
+import numpy as np
 
 import nanort as nr
 from benchmarks.measure import Row, Spread, run
-from benchmarks.workloads import WORKLOADS, device
+from benchmarks.workloads import STEPS, WORKLOADS, device
 from nanort.costs.profile import Pair, Profile
+from nanort.graphs import CONFIGS, decoder_step
 from nanort.scheduling.bounds import ideal
 
 POINTS = (43, 64, 85)
@@ -76,6 +80,27 @@ def rows(name: str, layers: int | None, policy: str, met: dict[str, list[bool]])
             yield Row(f"{what}: planned in", "CPU s", Spread.of([seconds]), goal=goal)
 
 
+def replanning(layers: int, times: int) -> Row:
+    """Seconds in which a plan is carried over to other lengths, beside those of a search for such a graph."""
+    config, h200 = replace(CONFIGS["llama-3-8b"], layers=layers), nr.device("h200")
+    schedule = nr.co_schedule(decoder_step(config, **STEPS["balanced"]), h200)
+    spent: dict[str, list[float]] = {"replan": [], "search": []}
+    for context in range(1281, 1281 + 2 * times):
+        graph, verb = (
+            decoder_step(config, **{**STEPS["balanced"], "context": context}),
+            ("replan", "search")[context % 2],
+        )
+        began = process_time()
+        if verb == "replan":
+            nr.replan(schedule, graph)
+        else:
+            nr.co_schedule(graph, h200)
+        spent[verb].append(process_time() - began)
+    carried, searched = map(np.array, spent.values())
+    name = f"llama-3-8b/balanced, {layers} layers, {len(schedule.assignments)} nodes: replanned in"
+    return Row(name, "CPU s", Spread.of(carried), "a search", Spread.of(searched / carried))
+
+
 def measure(quick: bool) -> list[Row]:
     """All workloads at full depth, and how many are near enough to their bound."""
     met: dict[str, list[bool]] = {}
@@ -86,6 +111,7 @@ def measure(quick: bool) -> list[Row]:
         share = Spread.of([100 * sum(near) / len(near)])
         name = f"{len(near)} {mechanism} plans within {WITHIN[mechanism]:.0%} of their bound"
         found.append(Row(name, "%", share, goal=(">=", 75.0 if mechanism == "isolated" else 100.0)))
+    found.append(replanning(2, 2) if quick else replanning(32, 15))
     if not quick:
         for point, gain in zip(POINTS, GAINS, strict=True):
             schedule, _ = planned("llama-3-8b/balanced", None, point, None, "search", LONG)

@@ -405,14 +405,14 @@ def test_interrupt_of_the_waiting_caller_ends_the_run_and_leaves_nobody_stuck() 
     with interrupted(interrupt_main, [0, 1, 2]) as run:
         with pytest.raises(KeyboardInterrupt):
             run(x=torch.ones(2, 2))
-        assert run.timeline.failure == "KeyboardInterrupt()"
+        assert run.timeline.failure == "KeyboardInterrupt"
 
 
 def test_interrupt_of_a_serial_run() -> None:
     with interrupted(lambda: signal.raise_signal(signal.SIGINT), [0, 0, 0]) as run:
         with pytest.raises(KeyboardInterrupt):
             run(x=torch.ones(2, 2))
-        assert run.timeline.failure.endswith(": KeyboardInterrupt()")
+        assert run.timeline.failure.endswith(": KeyboardInterrupt")
 
 
 def leave() -> None:

@@ -259,7 +259,7 @@ def _held(number: int) -> Happening:
 
 def _told(failure: tuple[Step | None, BaseException]) -> str:
     step, error = failure
-    return f"{step.name}: {said(error) if isinstance(error, Exception) else repr(error)}" if step else repr(error)
+    return f"{step.name}: {said(error)}" if step else said(error)
 
 
 def _queues(program: Program, compiler: Compiler) -> dict[str, list[Item]]:

@@ -21,6 +21,7 @@ import torch
 
 from nanort.driver import Driver
 from nanort.errors import BackendError, CapacityError, DriverError, ExecutionError, HangError
+from nanort.printable import said
 from nanort.programs.program import Program
 from nanort.programs.record import RunRecord
 from nanort.runtime import faults
@@ -299,7 +300,7 @@ class CudaBackend:
             PoisonedError: it is.
         """
         if self._last is not None:
-            self._last.failure = str(error) or repr(error)
+            self._last.failure = said(error)
         if not self.driver.poisoned and not isinstance(error, HangError):
             with suppress(DriverError, HangError):  # then the next run tries again
                 self._settle()

@@ -1,6 +1,6 @@
 """Schedules of graphs of all families: valid, reproducible, never slower than serial even where costs are wrong.
 
-There are 160 of them, with --soak 500.
+There are 100 of them, with --soak 500.
 """
 
 from __future__ import annotations
